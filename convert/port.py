@@ -1,0 +1,302 @@
+"""Checkpoints into models and back: names, layouts and strict accounting."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert import dialects, formats, rules
+from flax_nets import registry
+from flax_nets.create import build, require_x64
+
+log = logging.getLogger("flax_nets")
+
+StateDict = Mapping[str, np.ndarray]
+Source = StateDict | str | os.PathLike[str]
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """Tensors under native names, and what is known of where they came from."""
+
+    source: str
+    tensors: dict[str, np.ndarray]
+    dialect: dialects.Dialect
+    fresh: frozenset[str] = frozenset()  # keys that the caller asked to be drawn anew
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        log.warning("%s: %s", self.source, text)
+
+
+def open_checkpoint(source: Source, native: Iterable[str], file: str, dialect: str) -> Checkpoint:
+    """Read `source` and bring its names to ours. `dialect`: a name, or "auto"."""
+    tensors = source if isinstance(source, Mapping) else formats.read(source)
+    shown = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
+    if dialect == "auto":
+        chosen = dialects.recognise(tensors, native, file)
+    else:
+        chosen = dialects.by_name(dialect, file)
+    renamed: dict[str, np.ndarray] = {}
+    for key, value in tensors.items():
+        name = chosen.to_native(key)
+        if name in renamed:
+            raise ValueError(f"{shown}: two tensors would both be {name!r}, one of them {key!r}")
+        renamed[name] = _as_numpy(value)
+    return Checkpoint(shown, chosen.tensors_to_native(renamed), chosen)
+
+
+def prepare(
+    spec: registry.Spec, source: Source, given: Mapping[str, Any], dialect: str = "auto"
+) -> tuple[registry.Spec, Checkpoint]:
+    """Read a checkpoint for a network yet to be built.
+
+    Returns the spec with the constructor arguments that the checkpoint shows or its dialect
+    implies (what the caller `given` wins), and the checkpoint, adapted where a given number of
+    classes or channels differs from its own.
+    """
+    wanted = spec.with_arguments(**given)
+    native = [e.key for e in rules.entries(build(wanted))]
+    checkpoint = open_checkpoint(source, native, spec.file, dialect)
+    shown = _arguments_shown(wanted, checkpoint.tensors)
+    implied = {k: v for k, v in _implied(spec, checkpoint.dialect).items() if k not in given}
+    for name, value in implied.items():
+        checkpoint.note(f"{name}={value!r}, as {checkpoint.dialect.name}'s networks have it")
+    spec = spec.with_arguments(**{**implied, **shown})
+    _adapt(wanted, checkpoint, shown, given)
+    _adapt_aux(wanted, checkpoint, shown, given, native)
+    return spec, checkpoint
+
+
+def _implied(spec: registry.Spec, dialect: dialects.Dialect) -> dict[str, Any]:
+    """The arguments that a dialect implies and that differ from those of `spec`."""
+    parameters = inspect.signature(spec.cls().__init__).parameters
+    has = {name: p.default for name, p in parameters.items()} | dict(spec.arguments)
+    implied = dialect.arguments.items()
+    return {name: value for name, value in implied if name in has and has[name] != value}
+
+
+def _arguments_shown(spec: registry.Spec, tensors: StateDict) -> dict[str, Any]:
+    """Constructor arguments that the shapes of a checkpoint show."""
+    cls = spec.cls()
+    shown: dict[str, Any] = {}
+    heads = [tensors.get(f"{layer}.weight") for layer in cls.output_layers[:1]]
+    if heads:
+        shown["num_classes"] = 0 if heads[0] is None else heads[0].shape[0]
+    stem = tensors.get(f"{cls.input_layer}.weight")
+    if stem is not None and stem.ndim == 4:
+        shown["in_channels"] = stem.shape[1]
+    if hasattr(cls, "aux_layers"):
+        shown["aux_logits"] = any(k.startswith(tuple(f"{a}." for a in cls.aux_layers)) for k in tensors)
+    if hasattr(cls, "arguments_shown"):
+        shown |= cls.arguments_shown({k: v.shape for k, v in tensors.items()})
+    return shown
+
+
+def _adapt(
+    spec: registry.Spec, checkpoint: Checkpoint, shown: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """A fresh head, or a first kernel for other channels, where the caller asked for that."""
+    cls, tensors = spec.cls(), checkpoint.tensors
+    classes = given.get("num_classes")
+    if classes is not None and shown.get("num_classes", classes) != classes:
+        heads = tuple(f"{layer}." for layer in cls.output_layers)
+        dropped = [k for k in tensors if k.startswith(heads)]
+        for key in dropped:
+            del tensors[key]
+        checkpoint.fresh = frozenset(f"{h}{leaf}" for h in heads for leaf in ("weight", "bias"))
+        checkpoint.note(
+            f"num_classes={classes} differs from its {shown['num_classes']}: "
+            + ("its head is dropped" if classes == 0 else "the head starts from fresh values")
+        )
+    channels = given.get("in_channels")
+    key = f"{cls.input_layer}.weight"
+    if channels is not None and key in tensors and tensors[key].shape[1] != channels:
+        kernel = tensors[key]
+        tensors[key] = _adapt_channels(kernel, channels)
+        checkpoint.note(
+            f"in_channels={channels} differs from its {kernel.shape[1]}: {key} is "
+            + ("summed over channels" if channels == 1 else "repeated and rescaled")
+        )
+
+
+def _adapt_aux(
+    spec: registry.Spec,
+    checkpoint: Checkpoint,
+    shown: Mapping[str, Any],
+    given: Mapping[str, Any],
+    native: Iterable[str],
+) -> None:
+    """Drop the auxiliary heads, or draw them anew, where the caller asked for that."""
+    aux = given.get("aux_logits")
+    if aux is None or aux == shown.get("aux_logits", aux):
+        return
+    heads = tuple(f"{layer}." for layer in spec.cls().aux_layers)
+    for key in [k for k in checkpoint.tensors if k.startswith(heads)]:
+        del checkpoint.tensors[key]
+    checkpoint.fresh |= {k for k in native if k.startswith(heads)}
+    checkpoint.note(
+        f"aux_logits={aux} was asked for: its auxiliary heads are "
+        + ("missing and start from fresh values" if aux else "dropped")
+    )
+
+
+def _adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """timm's rule: one channel takes the sum, others the kernel repeated and scaled to keep it."""
+    wide = kernel.astype(np.promote_types(kernel.dtype, np.float32))
+    if channels == 1:
+        return wide.sum(1, keepdims=True).astype(kernel.dtype)
+    repeats = -(-channels // kernel.shape[1])
+    wide = np.tile(wide, (1, repeats, 1, 1))[:, :channels] * (kernel.shape[1] / channels)
+    return wide.astype(kernel.dtype)
+
+
+def fill(
+    model: nnx.Module, checkpoint: Checkpoint, param_dtype: Any = None, strict: bool = True
+) -> None:
+    """Put the tensors into `model`, in place, after all of them were checked.
+
+    Raises one ValueError that names every missing, unexpected and mis-shaped key.
+    """
+    entries = {e.key: e for e in rules.entries(model)}
+    tensors = checkpoint.tensors
+    missing = [
+        k
+        for k, e in entries.items()
+        if k not in tensors and k not in checkpoint.fresh and e.rule.flax != "count"
+    ]
+    unexpected = [k for k in tensors if k not in entries]
+    shapes = [
+        (k, tensors[k].shape, e.torch_shape)
+        for k, e in entries.items()
+        if k in tensors and tensors[k].shape != e.torch_shape
+    ]
+    if shapes or (strict and (missing or unexpected)):
+        raise ValueError(_account(checkpoint, entries, missing, unexpected, shapes))
+    for key in [*missing, *unexpected]:
+        checkpoint.note(f"{key} is {'missing' if key in entries else 'not used'}")
+    _require_dtype(tensors, param_dtype)
+    for key, entry in entries.items():
+        if key in tensors:
+            entry.variable.set_value(_to_jax(tensors[key], entry.rule, param_dtype))
+    broken = {k: int((~np.isfinite(v)).sum()) for k, v in tensors.items() if _may_break(v)}
+    broken = {k: n for k, n in broken.items() if n}
+    if broken:
+        checkpoint.note(
+            f"{sum(broken.values())} values are NaN or infinite, in {', '.join(broken)}"
+        )
+
+
+def _to_jax(value: np.ndarray, rule: rules.Rule, param_dtype: Any) -> jax.Array:
+    if rule.flax == "count":
+        return jnp.array(value, jnp.int32)
+    dtype = param_dtype if param_dtype is not None else value.dtype
+    return jnp.array(rule.layout.to_flax(value), dtype)  # a copy: the file may go away
+
+
+def _require_dtype(tensors: StateDict, param_dtype: Any) -> None:
+    if param_dtype is None:
+        for value in tensors.values():
+            if value.dtype == np.float64:
+                require_x64(value.dtype)
+
+
+def _may_break(value: np.ndarray) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _account(
+    checkpoint: Checkpoint,
+    entries: Mapping[str, rules.Entry],
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[tuple[str, tuple, tuple]],
+) -> str:
+    lines = [f"{checkpoint.source} (dialect {checkpoint.dialect.name}) is no checkpoint of this network:"]
+    for key in missing:
+        lines.append(f"  - {key}: missing{_near(key, unexpected)}")
+    for key in unexpected:
+        lines.append(f"  + {key}: unexpected{_near(key, missing or entries)}")
+    for key, got, expected in shapes:
+        lines.append(f"  ! {key}: has shape {got}, expected {expected}")
+    lines.append(f"{len(missing)} missing, {len(unexpected)} unexpected, {len(shapes)} mis-shaped.")
+    return "\n".join(lines)
+
+
+def _near(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.8)
+    return f" (near {near[0]!r})" if near else ""
+
+
+def load(
+    model: nnx.Module, source: Source, dialect: str = "auto", strict: bool = True
+) -> nnx.Module:
+    """Put a checkpoint into `model`, in place, and return it.
+
+    Args:
+      source: a state dict of PyTorch names and layouts, or the path of a checkpoint.
+      dialect: whose names it has; "auto" recognises them.
+      strict: whether a missing or unexpected key is an error. A mis-shaped one always is.
+
+    Each value keeps the checkpoint's dtype. Nothing is changed unless everything fits. Raises
+    one ValueError that names every key at fault.
+    """
+    native = [e.key for e in rules.entries(model)]
+    checkpoint = open_checkpoint(source, native, _file(model), dialect)
+    if hasattr(model, "spec"):
+        for name, value in _implied(model.spec, checkpoint.dialect).items():
+            checkpoint.note(f"{checkpoint.dialect.name}'s networks have {name}={value!r}, not this")
+    fill(model, checkpoint, strict=strict)
+    return model
+
+
+def export(model: nnx.Module | Mapping, dialect: str = "native") -> dict[str, np.ndarray]:
+    """The state dict of a model, or of a tree shaped like its `params`: the inverse of `load`.
+
+    A tree (gradients, say) gets its PyTorch names and layouts by the names of its leaves.
+    """
+    if isinstance(model, nnx.Module):
+        found = [(e.key, e.rule, e.variable.get_value()) for e in rules.entries(model)]
+        file = _file(model)
+    else:
+        leaves = rules.flatten_tree(model)
+        found = [(*rules.leaf_name(path, value), value) for path, value in leaves]
+        file = ""
+    state_dict = {}
+    for key, rule, value in found:
+        array = np.asarray(rule.layout.to_torch(np.asarray(value)), order="C")
+        state_dict[key] = array.astype(np.int64) if rule.flax == "count" else array
+    chosen = _foreign(dialect, file, state_dict)
+    state_dict = chosen.tensors_from_native(state_dict)
+    return {chosen.from_native(k): v for k, v in state_dict.items()}
+
+
+def _foreign(dialect: str, file: str, keys: Iterable[str]) -> dialects.Dialect:
+    """The dialect by name; for a tree, whose file is not known, the one that renames most keys."""
+    if file or dialect == "native":
+        return dialects.by_name(dialect, file)
+    named = [d for d in dialects.all_dialects() if d.name == dialect]
+    if not named:
+        return dialects.by_name(dialect, file)
+    return max(named, key=lambda d: sum(d.from_native(k) != k for k in keys))
+
+
+def _file(model: nnx.Module) -> str:
+    return model.spec.file if hasattr(model, "spec") else ""
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):  # a torch tensor, without importing torch
+        value = value.detach().cpu().numpy()
+    return np.asarray(value)

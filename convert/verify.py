@@ -1,0 +1,208 @@
+"""Is the converted network the same one? It and its PyTorch twin, side by side in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert import port
+from flax_nets import registry
+from flax_nets.create import build
+from flax_nets.functional import functional, set_mode
+from flax_nets.inspect.features import features, stages
+
+LIMIT = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One module's output: its path, its shape (NHWC), max|ours - PyTorch's| / max|PyTorch's|."""
+
+    name: str
+    shape: tuple[int, ...]
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `verify` found. `bool(report)` is whether everything is within the limit."""
+
+    model: str
+    source: str
+    dialect: str
+    parameters: int
+    stages: tuple[Stage, ...]  # in the order of their computation; the last is the network's output
+    changed: tuple[tuple[str, float], ...]  # tensors that differ from the checkpoint's, by how much
+    notes: tuple[str, ...]
+    limit: float = LIMIT
+
+    @property
+    def output_error(self) -> float:
+        return self.stages[-1].error
+
+    @property
+    def first_difference(self) -> str | None:
+        """The first stage beyond the limit, or the first tensor that differs; None for none."""
+        beyond = [s.name for s in self.stages if not s.error <= self.limit]
+        return next(iter(beyond + [key for key, _ in self.changed]), None)
+
+    def __bool__(self) -> bool:
+        return self.first_difference is None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"equal": bool(self)}
+
+    def __str__(self) -> str:
+        width = max(len(s.name) for s in self.stages)
+        lines = [
+            f"{self.source} as {self.model} ({self.dialect} names, {self.parameters:,} parameters), "
+            "float64, against PyTorch:"
+        ]
+        for stage in self.stages:
+            mark = "" if stage.error <= self.limit else "   <-- differs"
+            lines.append(f"  {stage.name:{width}}  {stage.shape!s:22} {stage.error:8.1e}{mark}")
+        for key, difference in self.changed:
+            lines.append(f"  {key} differs from the checkpoint by up to {difference:.3g}")
+        lines += [f"  note: {note}" for note in self.notes]
+        if self:
+            lines.append(f"equal: every stage within {self.limit:g} of PyTorch's largest value")
+        else:
+            lines.append(f"NOT equal: look at {self.first_difference}")
+        return "\n".join(lines)
+
+
+def verify(
+    model: str | nnx.Module,
+    source: port.Source,
+    dialect: str = "auto",
+    images: np.ndarray | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Report:
+    """Compare a network with its PyTorch twin, stage by stage, both with a checkpoint's numbers.
+
+    Args:
+      model: a name, to convert the checkpoint now; or a model made by `create_model`, to find out
+        whether it still equals the checkpoint.
+      source: a state dict or the path of a checkpoint.
+      images: [N, H, W, C]; two random ones of the network's own size by default.
+      progress: called with the name of each step.
+
+    Raises ValueError where the checkpoint does not fit, ImportError without torch.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "verify compares with PyTorch, which is not installed: pip install 'flax-nets[torch]'"
+        ) from error
+
+    with jax.enable_x64(True):
+        progress("reading")
+        if isinstance(model, str):
+            spec, checkpoint = port.prepare(registry.resolve(model), source, {}, dialect)
+            held = checkpoint.tensors
+        else:
+            spec, held = model.spec, port.export(model)
+            checkpoint = port.open_checkpoint(source, held, spec.file, dialect)
+        ours = build(spec)
+        port.fill(ours, dataclasses.replace(checkpoint, tensors=dict(held)), jnp.float64)
+        set_mode(ours, train=False)
+        theirs = spec.cls("torch_ref")(**spec.arguments).double().eval()
+        theirs.load_state_dict(_tensors(checkpoint.tensors, theirs.state_dict()), strict=True)
+        if images is None:
+            images = np.random.default_rng(0).normal(size=(2, *spec.input_shape))
+        progress("PyTorch")
+        wanted = _torch_stages(theirs, torch.tensor(images.transpose(0, 3, 1, 2)), stages(ours))
+        progress("Flax")
+        got = _flax_stages(ours, images, list(wanted))
+    changed = [
+        (key, difference)
+        for key, value in checkpoint.tensors.items()
+        if key in held and (difference := _difference(held[key], value))
+    ]
+    return Report(
+        model=spec.name,
+        source=checkpoint.source,
+        dialect=checkpoint.dialect.name,
+        parameters=sum(p.numel() for p in theirs.parameters()),
+        stages=tuple(
+            Stage(name, np.shape(value), _error(value, wanted[name])) for name, value in got.items()
+        ),
+        changed=tuple(changed),
+        notes=tuple(checkpoint.notes),
+    )
+
+
+def _tensors(tensors: port.StateDict, wanted: Any) -> dict[str, Any]:
+    """For `load_state_dict`; counters that a checkpoint lacks keep the twin's value."""
+    import torch
+
+    missing = {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked")}
+    widened = {
+        k: torch.tensor(np.asarray(v, np.int64 if v.dtype.kind in "iu" else np.float64))
+        for k, v in tensors.items()
+    }
+    return missing | widened
+
+
+def _torch_stages(model: Any, x: Any, names: list[str]) -> dict[str, np.ndarray]:
+    import torch
+
+    record: dict[str, np.ndarray] = {}
+    found = dict(model.named_modules())
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            value = output.detach().numpy().copy()
+            record[name] = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+
+        return hook
+
+    handles = [found[n].register_forward_hook(keep(n)) for n in names if n in found]
+    with torch.no_grad():
+        record["output"] = model(x).numpy()
+    for handle in handles:
+        handle.remove()
+    return record
+
+
+def _flax_stages(model: Any, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """The same stages in order of computation, and the output last."""
+    inner = [n for n in names if n != "output"]
+    graph, variables = nnx.split(model)
+
+    @jax.jit
+    def run(variables: Any, x: jax.Array) -> Any:
+        merged = nnx.merge(graph, variables)
+        order, values = [], []
+        for name, value in features(merged, x, inner).items():
+            order.append(name)
+            values.append(value)
+        run_order[:] = order
+        return values
+
+    run_order: list[str] = []
+    values = run(variables, jnp.asarray(x)) if inner else []
+    found = {name: np.asarray(v) for name, v in zip(run_order, values, strict=True)}
+    apply, params, state = functional(model)
+    found["output"] = np.asarray(jax.jit(apply)(params, state, jnp.asarray(x))[0])
+    return found
+
+
+def _error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    worst, scale = float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
+    return worst / scale if worst else 0.0
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    if ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes():
+        return 0.0
+    return float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0.0))

@@ -1,0 +1,36 @@
+"""Activations whose gradients at the kinks are PyTorch's.
+
+At a kink a subgradient is a choice: PyTorch's ReLU6 and hard-sigmoid give 0 there, while a
+minimum of a maximum shares the gradient. Quantised and ReLU'd inputs do sit on kinks.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+relu = jax.nn.relu  # gradient 0 at 0, as PyTorch's
+sigmoid = jax.nn.sigmoid
+tanh = jnp.tanh
+silu = jax.nn.silu
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x), exact: the tanh approximation is another function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6), gradient 0 at both ends (`torch.nn.ReLU6`)."""
+    inside = (x > 0) & (x < 6)
+    return jnp.where(inside, x, jax.lax.stop_gradient(jnp.clip(x, 0, 6)))
+
+
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """relu6(x + 3) / 6 (`torch.nn.Hardsigmoid`)."""
+    return relu6(x + 3) / 6
+
+
+def hard_swish(x: jax.Array) -> jax.Array:
+    """x * relu6(x + 3) / 6 (`torch.nn.Hardswish`)."""
+    return x * relu6(x + 3) / 6

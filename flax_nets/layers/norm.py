@@ -1,0 +1,142 @@
+"""Normalisation layers with PyTorch's semantics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_nets.layers import init
+from flax_nets.layers.container import along_last
+
+
+def accumulation_dtype(dtype: Any) -> Any:
+    """Statistics are taken in float32 at least, whatever the network computes in."""
+    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
+    return dtype if wide else jnp.dtype(jnp.float32)
+
+
+class BatchNorm(nnx.Module):
+    """`torch.nn.BatchNorm1d/2d`: per channel over all other axes; x [..., channels].
+
+    In train mode (`use_running_average=False`) it normalises by the batch, and keeps a running
+    mean, a running *unbiased* variance and a count of batches. The variance is the mean of
+    squared deviations, so that it is never negative, however large the mean.
+
+    Args:
+      eps: added to the variance. Default 1e-5.
+      momentum: PyTorch's: the share of the *new* batch, 0.1 by default; None for the plain mean
+        of all batches so far.
+      affine: whether a scale and a bias per channel are trained. Default True.
+      rngs, dtype, param_dtype: as in `Conv`.
+
+    Raises ValueError in train mode where there is only one value per channel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+    ):
+        self.channels, self.eps, self.momentum, self.dtype = channels, eps, momentum, dtype
+        self.use_running_average = False
+        self.scale = init.param((channels,), init.ones, rngs, param_dtype) if affine else None
+        self.bias = init.param((channels,), init.zeros, rngs, param_dtype) if affine else None
+        self.mean = init.stat((channels,), 0, rngs, param_dtype)
+        self.var = init.stat((channels,), 1, rngs, param_dtype)
+        self.count = init.stat((), 0, rngs, jnp.int32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if x.shape[-1] != self.channels:
+            raise ValueError(f"expected {self.channels} channels on the last axis, got {x.shape}")
+        wide = accumulation_dtype(x.dtype)
+        dtype = self.dtype or self.mean.dtype
+        x = x.astype(wide)
+        if self.use_running_average:
+            mean, var = self.mean[...].astype(wide), self.var[...].astype(wide)
+        else:
+            mean, var = self._batch_statistics(x)
+        factor = jax.lax.rsqrt(var + jnp.asarray(self.eps, wide))
+        if self.scale is None:
+            return ((x - along_last(mean, x.ndim)) * along_last(factor, x.ndim)).astype(dtype)
+        factor = factor * self.scale[...].astype(wide)
+        y = (x - along_last(mean, x.ndim)) * along_last(factor, x.ndim)
+        return (y + along_last(self.bias[...].astype(wide), x.ndim)).astype(dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = math.prod(x.shape[:-1])
+        if values < 2:
+            raise ValueError(
+                f"batch norm needs more than one value per channel in train mode, got {x.shape}: "
+                "use a larger batch or image, or eval mode"
+            )
+        axes = tuple(range(x.ndim - 1))
+        mean = jnp.mean(x, axes)
+        var = jnp.mean(jnp.square(x - along_last(mean, x.ndim)), axes)
+        self.count[...] = self.count[...] + 1
+        share = jnp.asarray(
+            1 / self.count[...].astype(x.dtype) if self.momentum is None else self.momentum, x.dtype
+        )
+        for kept, new in ((self.mean, mean), (self.var, var * (values / (values - 1)))):
+            new = jax.lax.stop_gradient(new)
+            kept[...] = ((1 - share) * kept[...].astype(x.dtype) + share * new).astype(kept.dtype)
+        return mean, var
+
+
+class LayerNorm(nnx.Module):
+    """`torch.nn.LayerNorm` over the last axis: x [..., features].
+
+    `eps` is 1e-5 by default, as there; vision transformers use 1e-6.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        eps: float = 1e-5,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+    ):
+        self.features, self.eps, self.dtype = features, eps, dtype
+        self.scale = init.param((features,), init.ones, rngs, param_dtype)
+        self.bias = init.param((features,), init.zeros, rngs, param_dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if x.shape[-1] != self.features:
+            raise ValueError(f"expected {self.features} features on the last axis, got {x.shape}")
+        wide = accumulation_dtype(x.dtype)
+        dtype = self.dtype or self.scale.dtype
+        x = x.astype(wide)
+        centred = x - jnp.mean(x, -1, keepdims=True)
+        var = jnp.mean(jnp.square(centred), -1, keepdims=True)
+        y = centred * jax.lax.rsqrt(var + jnp.asarray(self.eps, wide))
+        y = y * along_last(self.scale[...].astype(wide), x.ndim)
+        return (y + along_last(self.bias[...].astype(wide), x.ndim)).astype(dtype)
+
+
+class LocalResponseNorm(nnx.Module):
+    """`torch.nn.LocalResponseNorm`: x / (k + alpha * mean of squares of `size` channels)^beta.
+
+    The mean divides by `size` at the edges too, where fewer channels stand; papers write a sum,
+    so that a paper's alpha is this one's divided by `size`. x [N, H, W, C].
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0):
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        before, after = self.size // 2, (self.size - 1) // 2
+        square = jnp.pad(jnp.square(x), [(0, 0)] * (x.ndim - 1) + [(before, after)])
+        channels = x.shape[-1]
+        total = sum(square[..., i : i + channels] for i in range(self.size))
+        return x * (self.k + self.alpha / self.size * total) ** (-self.beta)

@@ -1,0 +1,125 @@
+"""Which form an operation takes: XLA's own, or the one that a backend runs best.
+
+An operation is a JAX primitive with two forms. Tracing records one equation, whatever the form, so
+a network traces as fast as with XLA's own operations; the form is picked when that equation is
+lowered, the first moment at which the backend is known. One traced, jitted or exported function is
+therefore right and fast on every backend. `jax.lax.platform_dependent` picks as late, but traces
+and differentiates both forms each time (twice the tracing time for a ResNet-50) and keeps the
+intermediate values of both between the forward and the backward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+FORMS = ("auto", "xla", "cpu")
+VARIABLE = "FLAX_NETS_LOWERING"
+
+_scoped = jax.make_user_context(None)  # part of the key of jax.jit's caches: `use` retraces
+_default: str | None = None
+
+
+def use(form: str) -> AbstractContextManager[Any]:
+    """The form of all that is traced inside, in this thread; a jitted function is traced again.
+
+    Args:
+      form: "auto" (the backend's best), "xla" (XLA's own operations, differentiated by JAX) or
+        "cpu" (what the CPU runs best, on any backend).
+
+    >>> from flax_nets import lowering
+    >>> with lowering.use("xla"):
+    ...     lowering.current()
+    'xla'
+    """
+    return _scoped(_checked(form, "form"))
+
+
+def set_lowering(form: str) -> None:
+    """The form outside every `use`, in all threads: "auto" (the default), "xla" or "cpu".
+
+    Without it the environment variable FLAX_NETS_LOWERING counts. What was jitted with another
+    form is forgotten (`jax.clear_caches`), so call it first.
+    """
+    global _default
+    before, _default = current(), _checked(form, "form")
+    if current() != before:
+        jax.clear_caches()
+
+
+def current() -> str:
+    """The form in force here: of the innermost `use`, of `set_lowering`, of the environment."""
+    return _scoped.value or _default or _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
+
+
+def _checked(form: str, name: str) -> str:
+    if form not in FORMS:
+        raise ValueError(f"{name}={form!r}: expected one of {', '.join(map(repr, FORMS))}")
+    return form
+
+
+def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primitive:
+    """A primitive that is `plain` in general and `fast` on CPU; differentiate it yourself.
+
+    Args:
+      name: shown in jaxprs.
+      plain: (*arrays, **params) -> array, in XLA's own operations.
+      fast: the same function as the CPU runs it best.
+      batch: (arrays, primitive, **params) -> array, all with the mapped axis first.
+
+    Bind it with `form=current()`. Neither form is ever differentiated, so both may use anything.
+    """
+    primitive = Primitive(name)
+
+    @primitive.def_impl
+    def _(*arrays, **params):
+        return _jitted(primitive, tuple(params.items()))(*arrays)
+
+    @primitive.def_abstract_eval
+    def _(*avals, form, **params):
+        # through the plain form, which knows about sharded and per-device types as well
+        return jax.make_jaxpr(functools.partial(plain, **params))(*avals).out_avals[0]
+
+    def rule(arrays, axes, **params):
+        size = next(
+            array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None
+        )
+        arrays = [
+            jnp.broadcast_to(array[None], (size, *array.shape))
+            if axis is None
+            else jnp.moveaxis(array, axis, 0)
+            for array, axis in zip(arrays, axes, strict=True)
+        ]
+        return batch(arrays, primitive, **params), 0
+
+    batching.primitive_batchers[primitive] = rule
+
+    def lower(best):
+        def chosen(*arrays, form, **params):
+            return (fast if form == "cpu" else best)(*arrays, **params)
+
+        return mlir.lower_fun(chosen, multiple_results=False)
+
+    mlir.register_lowering(primitive, lower(plain))
+    mlir.register_lowering(primitive, lower(fast), platform="cpu")
+    return primitive
+
+
+def fold(arrays, primitive, **params):
+    """A `batch` rule: the mapped axis joins the images' axis."""
+    size = arrays[0].shape[0]
+    out = primitive.bind(*(a.reshape(-1, *a.shape[2:]) for a in arrays), **params)
+    return out.reshape(size, -1, *out.shape[1:])
+
+
+@functools.lru_cache(maxsize=4096)
+def _jitted(primitive: Primitive, params: tuple) -> Callable:
+    return jax.jit(functools.partial(primitive.bind, **dict(params)))

@@ -1,0 +1,141 @@
+"""The geometry that convolutions and poolings share: windows that slide over images."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pair = int | tuple[int, int]
+Padding = Pair | tuple[tuple[int, int], tuple[int, int]]
+
+
+class Axis(NamedTuple):
+    """Windows along one axis of an image.
+
+    Attributes:
+      size: of the image, without padding.
+      taps: places of the window.
+      stride: steps from one window to the next.
+      low, high: padding before and after the image; negative numbers crop it.
+      dilation: distance between neighbouring taps.
+    """
+
+    size: int
+    taps: int
+    stride: int = 1
+    low: int = 0
+    high: int = 0
+    dilation: int = 1
+
+    @property
+    def extent(self) -> int:
+        """Rows from the first tap to the last."""
+        return (self.taps - 1) * self.dilation + 1
+
+    @property
+    def out(self) -> int:
+        """The number of windows that fit."""
+        return (self.size + self.low + self.high - self.extent) // self.stride + 1
+
+    @property
+    def covered(self) -> int:
+        """Rows from the first that a window reads to the last, padding included."""
+        return (self.out - 1) * self.stride + self.extent
+
+    @property
+    def tiles(self) -> bool:
+        """Whether no row belongs to two windows, or to none between two taps."""
+        return self.dilation == 1 and (self.out == 1 or self.stride == self.taps)
+
+
+class Window(NamedTuple):
+    """A window that slides over images [N, H, W, C]."""
+
+    rows: Axis
+    columns: Axis
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return self.rows.out, self.columns.out
+
+    @property
+    def taps(self) -> tuple[int, int]:
+        """Height and width of the window, in taps."""
+        return self.rows.taps, self.columns.taps
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return self.rows.stride, self.columns.stride
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        return self.rows.dilation, self.columns.dilation
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (self.rows.low, self.rows.high), (self.columns.low, self.columns.high)
+
+
+def make(
+    shape: tuple[int, ...], taps: Pair, stride: Pair, padding: Padding, dilation: Pair
+) -> Window:
+    """The window over images of `shape` [N, H, W, C], checked.
+
+    Raises:
+      ValueError: not four axes, a number out of range, or an image smaller than the window.
+    """
+    if len(shape) != 4:
+        raise ValueError(f"expected images [N, H, W, C] (NHWC, channels last), got shape {shape}")
+    sides = (padding, padding) if isinstance(padding, Integral) else tuple(padding)
+    if len(sides) != 2:
+        raise ValueError(
+            f"padding={padding!r}: expected an int, (height, width) or "
+            "((top, bottom), (left, right))"
+        )
+    axes = [
+        Axis(size, k, s, low, high, d)
+        for size, k, s, (low, high), d in zip(
+            shape[1:3],
+            pair(taps, "window", 1),
+            pair(stride, "stride", 1),
+            (pair(side, "padding", 0) for side in sides),
+            pair(dilation, "dilation", 1),
+            strict=True,
+        )
+    ]
+    if any(axis.size + axis.low + axis.high < axis.extent for axis in axes):
+        raise ValueError(
+            f"the image is too small: {shape[1]}x{shape[2]} pixels with padding {padding} cannot "
+            f"hold a window of {axes[0].extent}x{axes[1].extent} (taps {taps}, dilation "
+            f"{dilation}); use larger images, or leave out layers that shrink them"
+        )
+    return Window(*axes)
+
+
+def pair(value: Any, name: str, least: int) -> tuple[int, int]:
+    """(height, width) of an int or a pair, each at least `least`."""
+    both = (value, value) if isinstance(value, Integral) else tuple(value)
+    if len(both) != 2 or not all(isinstance(v, Integral) and v >= least for v in both):
+        raise ValueError(f"{name}={value!r}: expected an int of at least {least}, or two of them")
+    return int(both[0]), int(both[1])
+
+
+def frame(x: jax.Array, window: Window, value: float = 0.0) -> jax.Array:
+    """[N, H, W, C] padded with `value`, and cropped to the rows and columns that windows read."""
+    edges = [(axis.low, axis.covered - axis.size - axis.low, 0) for axis in window]
+    return lax.pad(x, jnp.asarray(value, x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def views(x: jax.Array, axis: Axis, position: int) -> list[jax.Array]:
+    """What each tap sees: the framed `x` at every window, along the array's axis `position`."""
+    return [
+        lax.slice_in_dim(
+            x, start, start + (axis.out - 1) * axis.stride + 1, axis.stride, axis=position
+        )
+        for start in range(0, axis.taps * axis.dilation, axis.dilation)
+    ]

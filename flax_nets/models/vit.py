@@ -1,0 +1,260 @@
+"""Vision Transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929).
+
+Attribute names are torchvision's; `deit_*` (Touvron et al. 2020, https://arxiv.org/abs/2012.12877)
+adds a distillation token and a head for it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_nets import layers
+from flax_nets.layers import init
+from flax_nets.models.attention import MultiHeadAttention
+
+
+class DistilledOutput(NamedTuple):
+    """Logits of the class token, and of the distillation token."""
+
+    logits: jax.Array
+    distilled: jax.Array
+
+
+class EncoderBlock(nnx.Module):
+    """Attention and a two-layer perceptron, each after a norm and beside a skip (Figure 1).
+
+    Call: x [N, L, width] -> [N, L, width].
+    """
+
+    def __init__(
+        self, width, num_heads, mlp_dim, qkv_bias, norm_eps, dropout, attention_dropout, *, rngs
+    ):
+        self.ln_1 = layers.LayerNorm(width, eps=norm_eps, rngs=rngs)
+        self.self_attention = MultiHeadAttention(
+            width, num_heads, qkv_bias=qkv_bias, dropout=attention_dropout, rngs=rngs
+        )
+        self.dropout = layers.Dropout(dropout, rngs=rngs)
+        self.ln_2 = layers.LayerNorm(width, eps=norm_eps, rngs=rngs)
+        self.mlp = layers.Sequential(
+            layers.Linear(width, mlp_dim, rngs=rngs),
+            layers.gelu,
+            layers.Dropout(dropout, rngs=rngs),
+            layers.Linear(mlp_dim, width, rngs=rngs),
+            layers.Dropout(dropout, rngs=rngs),
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.dropout(self.self_attention(self.ln_1(x)))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Encoder(nnx.Module):
+    """Positions, blocks and the last norm (equations 2 to 4, before the head).
+
+    Call: x [N, length, width] -> [N, length, width].
+    """
+
+    def __init__(self, length, depth, width, dropout, norm_eps, block_arguments, *, rngs):
+        self.pos_embedding = init.param((1, length, width), init.normal(0.02), rngs)
+        self.dropout = layers.Dropout(dropout, rngs=rngs)
+        blocks = {
+            f"encoder_layer_{i}": EncoderBlock(
+                width, norm_eps=norm_eps, dropout=dropout, **block_arguments, rngs=rngs
+            )
+            for i in range(depth)
+        }
+        self.layers = layers.Sequential(**blocks)
+        self.ln = layers.LayerNorm(width, eps=norm_eps, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.dropout(x + self.pos_embedding[...].astype(x.dtype))
+        return self.ln(self.layers(x))
+
+
+class VisionTransformer(nnx.Module):
+    """Images [N, image_size, image_size, in_channels] -> logits [N, num_classes].
+
+    Args:
+      image_size, patch_size: in pixels; the first a multiple of the second.
+      depth, width, num_heads, mlp_dim: of the encoder; mlp_dim is 4 * width by default.
+      representation_size: width of the pre-training head's tanh layer. Default: no such layer.
+      pool: "token", the class token (default), or "mean", the mean of the patches.
+      distilled: whether there are a second token and a second head (DeiT). Their logits are
+        averaged, but in train mode with `distilled_training`, where both are returned.
+      qkv_bias: whether queries, keys and values have a bias. Default True.
+      norm_eps: of all layer norms. Default 1e-6.
+      initialise: whose initial values: "torchvision" or "timm".
+      dropout, attention_dropout: of the stream, and of the attention's weights. Default 0.
+
+    Raises ValueError for sizes that do not divide, and when called on an image of another size.
+    """
+
+    input_layer, output_layers = "conv_proj", ("heads.head", "head_dist")
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        depth: int = 12,
+        width: int = 768,
+        num_heads: int = 12,
+        mlp_dim: int | None = None,
+        representation_size: int | None = None,
+        pool: str = "token",
+        distilled: bool = False,
+        distilled_training: bool = False,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        initialise: str = "torchvision",
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        *,
+        rngs: nnx.Rngs | None,
+    ):
+        if image_size % patch_size:
+            raise ValueError(f"image_size={image_size} is no multiple of patch_size={patch_size}")
+        if pool not in ("token", "mean"):
+            raise ValueError(f'pool must be "token" or "mean", got {pool!r}')
+        self.image_size, self.pool, self.distilled_training = image_size, pool, distilled_training
+        self.deterministic = False
+        self.prefix = 2 if distilled else 1
+        self.conv_proj = layers.Conv(in_channels, width, patch_size, stride=patch_size, rngs=rngs)
+        self.class_token = init.param((1, 1, width), init.zeros, rngs)
+        self.dist_token = init.param((1, 1, width), init.zeros, rngs) if distilled else None
+        self.encoder = Encoder(
+            (image_size // patch_size) ** 2 + self.prefix,
+            depth,
+            width,
+            dropout,
+            norm_eps,
+            dict(
+                num_heads=num_heads,
+                mlp_dim=mlp_dim or 4 * width,
+                qkv_bias=qkv_bias,
+                attention_dropout=attention_dropout,
+            ),
+            rngs=rngs,
+        )
+        heads = {}
+        if representation_size:
+            heads["pre_logits"] = layers.Linear(width, representation_size, rngs=rngs)
+            heads["act"] = layers.tanh
+        if num_classes:
+            heads["head"] = layers.Linear(representation_size or width, num_classes, rngs=rngs)
+        self.heads = layers.Sequential(**heads)
+        self.head_dist = (
+            layers.Linear(width, num_classes, rngs=rngs) if distilled and num_classes else None
+        )
+        options = {"torchvision": self._initialise_torchvision, "timm": self._initialise_timm}
+        layers.choose("initialise", initialise, options)(rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array | DistilledOutput:
+        if x.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"this network takes images [N, {self.image_size}, {self.image_size}, C], got "
+                f"{x.shape}; create it with image_size=... for another size"
+            )
+        x = self.conv_proj(x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])  # [N, H, W, C] -> [N, H*W, C]
+        tokens = [self.class_token] if self.dist_token is None else [self.class_token, self.dist_token]
+        shape = (x.shape[0], 1, x.shape[-1])
+        tokens = [jnp.broadcast_to(t[...], shape).astype(x.dtype) for t in tokens]
+        x = jnp.concatenate([*tokens, x], 1)  # [N, tokens + H*W, C]
+        x = self.encoder(x)
+        if self.dist_token is not None:
+            return self._distilled(x)
+        pooled = x[:, 0] if self.pool == "token" else x[:, self.prefix :].mean(1)
+        return self.heads(pooled)
+
+    def _distilled(self, x):
+        logits = self.heads(x[:, 0])
+        distilled = x[:, 1] if self.head_dist is None else self.head_dist(x[:, 1])
+        if not self.deterministic and self.distilled_training:
+            return DistilledOutput(logits, distilled)
+        return (logits + distilled) / 2
+
+    @staticmethod
+    def arguments_shown(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """What a checkpoint's shapes show: the image's size, and the pre-training head."""
+        shown = {}
+        if "encoder.pos_embedding" in shapes and "conv_proj.weight" in shapes:
+            patches = shapes["encoder.pos_embedding"][1] - 1 - ("dist_token" in shapes)
+            shown["image_size"] = math.isqrt(patches) * shapes["conv_proj.weight"][-1]
+        if "heads.pre_logits.weight" in shapes:
+            shown["representation_size"] = shapes["heads.pre_logits.weight"][0]
+        return shown
+
+    def _initialise_torchvision(self, rngs):
+        fan_in = init.fans(self.conv_proj.kernel.shape)[0]
+        init.reinit(self.conv_proj.kernel, init.trunc_normal(math.sqrt(1 / fan_in)), rngs)
+        init.reinit(self.conv_proj.bias, init.zeros, rngs)
+        for block in self.encoder.layers:
+            for dense in (block.mlp[0], block.mlp[3]):
+                init.reinit(dense.kernel, init.xavier_uniform(dense.kernel.shape), rngs)
+                init.reinit(dense.bias, init.normal(1e-6), rngs)
+        if hasattr(self.heads, "pre_logits"):
+            dense = self.heads.pre_logits
+            init.reinit(dense.kernel, init.trunc_normal(math.sqrt(1 / dense.in_features)), rngs)
+            init.reinit(dense.bias, init.zeros, rngs)
+        for head in (getattr(self.heads, "head", None), self.head_dist):
+            if head is not None:
+                init.reinit(head.kernel, init.zeros, rngs)
+                init.reinit(head.bias, init.zeros, rngs)
+
+    def _initialise_timm(self, rngs):
+        init.reinit(self.class_token, init.normal(1e-6), rngs)
+        init.reinit(self.encoder.pos_embedding, init.trunc_normal(0.02), rngs)
+        if self.dist_token is not None:
+            init.reinit(self.dist_token, init.trunc_normal(0.02), rngs)
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, layers.Linear):
+                init.reinit(module.kernel, init.trunc_normal(0.02), rngs)
+                init.reinit(module.bias, init.zeros, rngs)
+            if isinstance(module, MultiHeadAttention):
+                init.reinit(module.in_proj_kernel, init.trunc_normal(0.02), rngs)
+
+
+TINY = dict(depth=12, width=192, num_heads=3, initialise="timm")
+SMALL = dict(depth=12, width=384, num_heads=6, initialise="timm")
+BASE = dict(depth=12, width=768, num_heads=12)
+LARGE = dict(depth=24, width=1024, num_heads=16)
+HUGE = dict(depth=32, width=1280, num_heads=16)
+TIMM = dict(initialise="timm")
+DEIT = dict(distilled=True, initialise="timm")
+
+NETWORK = "VisionTransformer"
+
+VARIANTS = {  # Table 1; tiny and small, and the distilled forms: Touvron et al., Table 1
+    "vit_b_16": dict(patch_size=16, **BASE),
+    "vit_b_32": dict(patch_size=32, **BASE),
+    "vit_l_16": dict(patch_size=16, **LARGE),
+    "vit_l_32": dict(patch_size=32, **LARGE),
+    "vit_h_14": dict(patch_size=14, **HUGE),
+    "vit_tiny_patch16_224": dict(patch_size=16, **TINY),
+    "vit_tiny_patch16_384": dict(image_size=384, patch_size=16, **TINY),
+    "vit_small_patch8_224": dict(patch_size=8, num_classes=0, **SMALL),
+    "vit_small_patch16_224": dict(patch_size=16, **SMALL),
+    "vit_small_patch16_384": dict(image_size=384, patch_size=16, **SMALL),
+    "vit_small_patch32_224": dict(patch_size=32, **SMALL),
+    "vit_small_patch32_384": dict(image_size=384, patch_size=32, **SMALL),
+    "vit_base_patch8_224": dict(patch_size=8, **BASE, **TIMM),
+    "vit_base_patch16_384": dict(image_size=384, patch_size=16, **BASE, **TIMM),
+    "vit_base_patch32_384": dict(image_size=384, patch_size=32, **BASE, **TIMM),
+    "vit_large_patch14_224": dict(patch_size=14, **LARGE, **TIMM),
+    "vit_large_patch16_384": dict(image_size=384, patch_size=16, **LARGE, **TIMM),
+    "vit_large_patch32_384": dict(image_size=384, patch_size=32, **LARGE, **TIMM),
+    "deit_tiny_patch16_224": dict(patch_size=16, **TINY),
+    "deit_small_patch16_224": dict(patch_size=16, **SMALL),
+    "deit_base_patch16_224": dict(patch_size=16, **BASE, **TIMM),
+    "deit_base_patch16_384": dict(image_size=384, patch_size=16, **BASE, **TIMM),
+    "deit_tiny_distilled_patch16_224": dict(patch_size=16, distilled=True, **TINY),
+    "deit_small_distilled_patch16_224": dict(patch_size=16, distilled=True, **SMALL),
+    "deit_base_distilled_patch16_224": dict(patch_size=16, **BASE, **DEIT),
+    "deit_base_distilled_patch16_384": dict(image_size=384, patch_size=16, **BASE, **DEIT),
+}

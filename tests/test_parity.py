@@ -1,0 +1,149 @@
+"""Flax against the PyTorch twin, in float64: every network, one test per property."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from cases import FAMILIES
+from benchmarks.compare import (
+    GRADIENT,
+    OUTPUT,
+    as_numpy,
+    error,
+    flax_pass,
+    images,
+    leaves,
+    nchw,
+    state_dict,
+    torch_features,
+    torch_pass,
+    twin,
+    worst_errors,
+)
+
+import convert
+import flax_nets
+from flax_nets import registry
+
+FULL = [
+    pytest.param(file, name, overrides, id=name)
+    for file, family in FAMILIES.items()
+    for name, overrides in family.full.items()
+]
+OTHERS = [
+    pytest.param(file, name, id=name)
+    for file, family in FAMILIES.items()
+    for name in registry.module(file).VARIANTS
+    if name not in family.full
+]
+
+
+def make(file, name, overrides):
+    """Twin, Flax model with the twin's numbers, and images."""
+    family = FAMILIES[file]
+    spec = registry.resolve(name).with_arguments(**overrides)
+    reference = twin(spec, dropout=0.0)
+    model = flax_nets.create_model(
+        name, weights=state_dict(reference), dropout=0.0, **overrides
+    )
+    side = spec.arguments.get("image_size", family.side(name))
+    return reference, model, images(spec, family.batch, side)
+
+
+def test_every_file_of_networks_has_its_cases():
+    assert set(FAMILIES) == set(registry.FILES)
+
+
+@pytest.mark.parametrize("file", FAMILIES)
+def test_both_sides_have_the_same_variants(file):
+    ours, theirs = registry.module(file), registry.module(file, "torch_ref")
+    assert ours.VARIANTS == theirs.VARIANTS
+    assert ours.NETWORK == theirs.NETWORK
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(("file", "name", "overrides"), FULL)
+def test_outputs_gradients_and_statistics(file, name, overrides, train):
+    reference, model, x = make(file, name, overrides)
+    worst = worst_errors(flax_pass(model, x, train), torch_pass(reference, x, train))
+    assert worst["outputs"] <= OUTPUT, worst
+    assert worst["gradients"] <= GRADIENT, worst
+    assert worst["input_gradient"] <= GRADIENT, worst
+    assert worst["statistics"] <= OUTPUT, worst
+
+
+@pytest.mark.parametrize(("file", "name", "overrides"), FULL)
+def test_every_stage(file, name, overrides):
+    reference, model, x = make(file, name, overrides)
+    names = flax_nets.features.stages(model)
+    run = jax.jit(lambda x: flax_nets.features(model, x, names + ["*"]))
+    ours = run(jnp.asarray(x))
+    theirs = torch_features(reference.eval(), x, list(ours))
+    compared = [n for n in ours if n in theirs]
+    assert compared, "no stage has the same name on both sides"
+    for stage in compared:
+        for mine, wanted in zip(leaves(ours[stage]), theirs[stage], strict=True):
+            # attention's weights have four axes and are no image
+            image = nchw(mine)
+            mine = image if image.shape == tuple(wanted.shape) else mine
+            assert error(mine, wanted) <= OUTPUT, stage
+
+
+@pytest.mark.parametrize(("file", "name"), OTHERS)
+def test_outputs_of_every_other_variant(file, name):
+    overrides = FAMILIES[file].reduce(registry.resolve(name).arguments)
+    reference, model, x = make(file, name, overrides)
+    apply, params, state = flax_nets.functional(model)
+    ours, _ = jax.jit(apply)(params, state, jnp.asarray(x))
+    with torch.no_grad():
+        theirs = reference.eval()(torch.tensor(nchw(x)))
+    assert error(ours, theirs) <= OUTPUT
+
+
+@pytest.mark.parametrize(("file", "name"), [pytest.param(p.values[0], p.values[1], id=p.id) for p in [*FULL, *OTHERS]])
+def test_names_and_shapes_at_full_size(file, name):
+    """Through shapes alone: nothing of full size is drawn on either side."""
+    spec = registry.resolve(name)
+    with torch.device("meta"):
+        reference = spec.cls("torch_ref")(**spec.arguments)
+    theirs = {k: tuple(v.shape) for k, v in reference.state_dict().items()}
+    from convert.rules import entries
+    from flax_nets.create import build
+
+    ours = {e.key: e.torch_shape for e in entries(build(spec))}
+    assert ours == theirs
+    trained = sum(p.numel() for p in reference.parameters())
+    expected = FAMILIES[file].parameters.get(name, trained)
+    assert trained == expected
+
+
+@pytest.mark.parametrize(("file", "name", "overrides"), FULL)
+def test_round_trip_is_bit_identical(file, name, overrides):
+    reference, model, _ = make(file, name, overrides)
+    back = convert.export(model)
+    wanted = state_dict(reference)
+    assert list(back) == list(wanted)
+    for key, value in wanted.items():
+        assert back[key].dtype == value.dtype, key
+        assert back[key].tobytes() == value.tobytes(), key
+    reference.load_state_dict({k: torch.tensor(v) for k, v in back.items()}, strict=True)
+
+
+@pytest.mark.parametrize(("file", "name", "overrides"), FULL)
+def test_float32_is_as_near_to_the_truth_as_pytorch(file, name, overrides):
+    """Our distance from the float64 outputs is at most 1.5 times PyTorch's own."""
+    reference, model, x = make(file, name, overrides)
+    with torch.no_grad():
+        truth = as_numpy(reference.eval()(torch.tensor(nchw(x))))
+        theirs = as_numpy(reference.float()(torch.tensor(nchw(x)).float()))
+    flax_nets.create.set_dtype(model, jnp.float32)
+    apply, params, state = flax_nets.functional(model)
+    params, state = jax.tree.map(
+        lambda v: v.astype(np.float32) if v.dtype == np.float64 else v, (params, state)
+    )
+    ours, _ = jax.jit(apply)(params, state, jnp.asarray(x, np.float32))
+    assert ours.dtype == np.float32
+    assert np.sqrt(np.mean((as_numpy(ours) - truth) ** 2)) <= 1.5 * np.sqrt(
+        np.mean((theirs - truth) ** 2)
+    )

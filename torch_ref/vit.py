@@ -1,0 +1,212 @@
+"""Vision Transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929), the PyTorch twin.
+
+Attribute names are torchvision's; `deit_*` (Touvron et al. 2020, https://arxiv.org/abs/2012.12877)
+adds a distillation token and a head for it.
+"""
+
+import math
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from torch_ref.attention import MultiHeadAttention
+
+
+class DistilledOutput(NamedTuple):
+    """Logits of the class token, and of the distillation token."""
+
+    logits: torch.Tensor
+    distilled: torch.Tensor
+
+
+class EncoderBlock(nn.Module):
+    """Attention and a two-layer perceptron, each after a norm and beside a skip (Figure 1)."""
+
+    def __init__(self, width, num_heads, mlp_dim, qkv_bias, norm_eps, dropout, attention_dropout):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=norm_eps)
+        self.self_attention = MultiHeadAttention(
+            width, num_heads, qkv_bias=qkv_bias, dropout=attention_dropout
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.ln_2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(mlp_dim, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x):
+        x = x + self.dropout(self.self_attention(self.ln_1(x)))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Encoder(nn.Module):
+    """Positions, blocks and the last norm (equations 2 to 4, before the head)."""
+
+    def __init__(self, length, depth, width, dropout, norm_eps, block_arguments):
+        super().__init__()
+        self.pos_embedding = nn.Parameter(torch.empty(1, length, width))
+        self.dropout = nn.Dropout(dropout)
+        blocks = {
+            f"encoder_layer_{i}": EncoderBlock(
+                width, norm_eps=norm_eps, dropout=dropout, **block_arguments
+            )
+            for i in range(depth)
+        }
+        self.layers = nn.Sequential(OrderedDict(blocks))
+        self.ln = nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(self, x):
+        x = self.dropout(x + self.pos_embedding)
+        return self.ln(self.layers(x))
+
+
+class VisionTransformer(nn.Module):
+    """Images [N, in_channels, image_size, image_size] -> logits [N, num_classes]."""
+
+    def __init__(
+        self,
+        image_size=224,
+        patch_size=16,
+        depth=12,
+        width=768,
+        num_heads=12,
+        mlp_dim=None,
+        representation_size=None,
+        pool="token",
+        distilled=False,
+        distilled_training=False,
+        qkv_bias=True,
+        norm_eps=1e-6,
+        initialise="torchvision",
+        num_classes=1000,
+        in_channels=3,
+        dropout=0.0,
+        attention_dropout=0.0,
+    ):
+        super().__init__()
+        self.pool, self.distilled_training = pool, distilled_training
+        self.prefix = 2 if distilled else 1
+        self.conv_proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.dist_token = nn.Parameter(torch.empty(1, 1, width)) if distilled else None
+        self.encoder = Encoder(
+            (image_size // patch_size) ** 2 + self.prefix,
+            depth,
+            width,
+            dropout,
+            norm_eps,
+            dict(
+                num_heads=num_heads,
+                mlp_dim=mlp_dim or 4 * width,
+                qkv_bias=qkv_bias,
+                attention_dropout=attention_dropout,
+            ),
+        )
+        heads = OrderedDict()
+        if representation_size:
+            heads["pre_logits"] = nn.Linear(width, representation_size)
+            heads["act"] = nn.Tanh()
+        if num_classes:
+            heads["head"] = nn.Linear(representation_size or width, num_classes)
+        self.heads = nn.Sequential(heads)
+        self.head_dist = nn.Linear(width, num_classes) if distilled and num_classes else None
+        if initialise == "torchvision":
+            self._initialise_torchvision()
+        else:
+            self._initialise_timm()
+
+    def forward(self, x):
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)  # [N, C, H, W] -> [N, H*W, C]
+        tokens = [self.class_token] if self.dist_token is None else [self.class_token, self.dist_token]
+        x = torch.cat([*(t.expand(len(x), -1, -1) for t in tokens), x], 1)
+        x = self.encoder(x)
+        if self.dist_token is not None:
+            return self._distilled(x)
+        pooled = x[:, 0] if self.pool == "token" else x[:, self.prefix :].mean(1)
+        return self.heads(pooled)
+
+    def _distilled(self, x):
+        logits = self.heads(x[:, 0])
+        distilled = x[:, 1] if self.head_dist is None else self.head_dist(x[:, 1])
+        if self.training and self.distilled_training:
+            return DistilledOutput(logits, distilled)
+        return (logits + distilled) / 2
+
+    def _initialise_torchvision(self):
+        nn.init.zeros_(self.class_token)
+        nn.init.normal_(self.encoder.pos_embedding, std=0.02)
+        fan_in = self.conv_proj.weight[0].numel()
+        nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / fan_in))
+        nn.init.zeros_(self.conv_proj.bias)
+        for block in self.encoder.layers:
+            for dense in (block.mlp[0], block.mlp[3]):
+                nn.init.xavier_uniform_(dense.weight)
+                nn.init.normal_(dense.bias, std=1e-6)
+        if hasattr(self.heads, "pre_logits"):
+            dense = self.heads.pre_logits
+            nn.init.trunc_normal_(dense.weight, std=math.sqrt(1 / dense.in_features))
+            nn.init.zeros_(dense.bias)
+        for head in (getattr(self.heads, "head", None), self.head_dist):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+        if self.dist_token is not None:
+            nn.init.zeros_(self.dist_token)
+
+    def _initialise_timm(self):
+        nn.init.normal_(self.class_token, std=1e-6)
+        nn.init.trunc_normal_(self.encoder.pos_embedding, std=0.02)
+        if self.dist_token is not None:
+            nn.init.trunc_normal_(self.dist_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            if isinstance(module, MultiHeadAttention):
+                nn.init.trunc_normal_(module.in_proj_weight, std=0.02)
+
+
+TINY = dict(depth=12, width=192, num_heads=3, initialise="timm")
+SMALL = dict(depth=12, width=384, num_heads=6, initialise="timm")
+BASE = dict(depth=12, width=768, num_heads=12)
+LARGE = dict(depth=24, width=1024, num_heads=16)
+HUGE = dict(depth=32, width=1280, num_heads=16)
+TIMM = dict(initialise="timm")
+DEIT = dict(distilled=True, initialise="timm")
+
+NETWORK = "VisionTransformer"
+
+VARIANTS = {  # Table 1; tiny and small, and the distilled forms: Touvron et al., Table 1
+    "vit_b_16": dict(patch_size=16, **BASE),
+    "vit_b_32": dict(patch_size=32, **BASE),
+    "vit_l_16": dict(patch_size=16, **LARGE),
+    "vit_l_32": dict(patch_size=32, **LARGE),
+    "vit_h_14": dict(patch_size=14, **HUGE),
+    "vit_tiny_patch16_224": dict(patch_size=16, **TINY),
+    "vit_tiny_patch16_384": dict(image_size=384, patch_size=16, **TINY),
+    "vit_small_patch8_224": dict(patch_size=8, num_classes=0, **SMALL),
+    "vit_small_patch16_224": dict(patch_size=16, **SMALL),
+    "vit_small_patch16_384": dict(image_size=384, patch_size=16, **SMALL),
+    "vit_small_patch32_224": dict(patch_size=32, **SMALL),
+    "vit_small_patch32_384": dict(image_size=384, patch_size=32, **SMALL),
+    "vit_base_patch8_224": dict(patch_size=8, **BASE, **TIMM),
+    "vit_base_patch16_384": dict(image_size=384, patch_size=16, **BASE, **TIMM),
+    "vit_base_patch32_384": dict(image_size=384, patch_size=32, **BASE, **TIMM),
+    "vit_large_patch14_224": dict(patch_size=14, **LARGE, **TIMM),
+    "vit_large_patch16_384": dict(image_size=384, patch_size=16, **LARGE, **TIMM),
+    "vit_large_patch32_384": dict(image_size=384, patch_size=32, **LARGE, **TIMM),
+    "deit_tiny_patch16_224": dict(patch_size=16, **TINY),
+    "deit_small_patch16_224": dict(patch_size=16, **SMALL),
+    "deit_base_patch16_224": dict(patch_size=16, **BASE, **TIMM),
+    "deit_base_patch16_384": dict(image_size=384, patch_size=16, **BASE, **TIMM),
+    "deit_tiny_distilled_patch16_224": dict(patch_size=16, distilled=True, **TINY),
+    "deit_small_distilled_patch16_224": dict(patch_size=16, distilled=True, **SMALL),
+    "deit_base_distilled_patch16_224": dict(patch_size=16, **BASE, **DEIT),
+    "deit_base_distilled_patch16_384": dict(image_size=384, patch_size=16, **BASE, **DEIT),
+}
