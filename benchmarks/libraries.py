@@ -9,18 +9,25 @@ import numpy as np
 import torch
 
 
-def build(name: str, **arguments: Any) -> torch.nn.Module:
-    """ "torchvision/resnet50" or "timm/resnet50", of shapes alone (on the meta device)."""
+def build(name: str, device: str = "meta", **arguments: Any) -> torch.nn.Module:
+    """ "torchvision/resnet50" or "timm/resnet50"; by default of shapes alone."""
     library, _, bare = name.partition("/")
-    with torch.device("meta"):
+    with torch.device(device):
         if library == "torchvision":
             import torchvision
 
-            extra = {"init_weights": False} if bare in ("googlenet", "inception_v3") else {}
+            slow = bare in ("googlenet", "inception_v3")  # their initialisation takes a minute
+            extra = {"init_weights": device != "meta"} if slow else {}
             return torchvision.models.get_model(bare, weights=None, **extra, **arguments)
         import timm
 
         return timm.create_model(bare, **arguments)
+
+
+NARROW = {
+    "AlexNet": {64: 8, 192: 8, 384: 12, 256: 8, 256 * 36: 8 * 36, 4096: 24},
+    "VGG": {64: 8, 128: 8, 256: 12, 512: 16, 512 * 49: 16 * 49, 4096: 24},
+}
 
 
 def shorten(model: torch.nn.Module, blocks: int = 1) -> torch.nn.Module:
@@ -35,6 +42,33 @@ def shorten(model: torch.nn.Module, blocks: int = 1) -> torch.nn.Module:
         model.encoder.layers = model.encoder.layers[:blocks]
     if hasattr(model, "blocks"):
         model.blocks = model.blocks[:blocks]
+    if type(model).__name__ in NARROW:  # nothing repeats, and most of it is dense layers
+        narrow(model, NARROW[type(model).__name__])
+    return model
+
+
+def narrow(model: torch.nn.Module, sizes: Mapping[int, int]) -> torch.nn.Module:
+    """Give each layer whose number of inputs or outputs is in `sizes` the number there."""
+    for name, module in model.named_children():
+        if isinstance(module, torch.nn.Conv2d):
+            made = torch.nn.Conv2d(
+                sizes.get(module.in_channels, module.in_channels),
+                sizes.get(module.out_channels, module.out_channels),
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                device="meta",
+            )
+        elif isinstance(module, torch.nn.Linear):
+            inputs, outputs = module.in_features, module.out_features
+            made = torch.nn.Linear(
+                sizes.get(inputs, inputs), sizes.get(outputs, outputs), device="meta"
+            )
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            made = torch.nn.BatchNorm2d(sizes[module.num_features], device="meta")
+        else:
+            made = narrow(module, sizes)
+        setattr(model, name, made)
     return model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -40,14 +39,16 @@ class Checkpoint:
         log.warning("%s: %s", self.source, text)
 
 
-def open_checkpoint(source: Source, native: Iterable[str], file: str, dialect: str) -> Checkpoint:
+def open_checkpoint(
+    source: Source, native: Iterable[str], spec: registry.Spec | None, dialect: str
+) -> Checkpoint:
     """Read `source` and bring its names to ours. `dialect`: a name, or "auto"."""
     tensors = source if isinstance(source, Mapping) else formats.read(source)
     shown = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
     if dialect == "auto":
-        chosen = dialects.recognise(tensors, native, file)
+        chosen = dialects.recognise(tensors, native, spec)
     else:
-        chosen = dialects.by_name(dialect, file)
+        chosen = dialects.by_name(dialect, spec)
     renamed: dict[str, np.ndarray] = {}
     for key, value in tensors.items():
         name = chosen.to_native(key)
@@ -68,11 +69,11 @@ def prepare(
     """
     wanted = spec.with_arguments(**given)
     native = [e.key for e in rules.entries(build(wanted))]
-    checkpoint = open_checkpoint(source, native, spec.file, dialect)
+    checkpoint = open_checkpoint(source, native, wanted, dialect)
     shown = _arguments_shown(wanted, checkpoint.tensors)
     implied = {k: v for k, v in _implied(spec, checkpoint.dialect).items() if k not in given}
     for name, value in implied.items():
-        checkpoint.note(f"{name}={value!r}, as {checkpoint.dialect.name}'s networks have it")
+        checkpoint.note(f"{name}={value!r}, as {checkpoint.dialect.name} names imply")
     spec = spec.with_arguments(**{**implied, **shown})
     _adapt(wanted, checkpoint, shown, given)
     _adapt_aux(wanted, checkpoint, shown, given, native)
@@ -81,9 +82,7 @@ def prepare(
 
 def _implied(spec: registry.Spec, dialect: dialects.Dialect) -> dict[str, Any]:
     """The arguments that a dialect implies and that differ from those of `spec`."""
-    parameters = inspect.signature(spec.cls().__init__).parameters
-    has = {name: p.default for name, p in parameters.items()} | dict(spec.arguments)
-    implied = dialect.arguments.items()
+    has, implied = spec.complete, dialect.arguments.items()
     return {name: value for name, value in implied if name in has and has[name] != value}
 
 
@@ -98,7 +97,9 @@ def _arguments_shown(spec: registry.Spec, tensors: StateDict) -> dict[str, Any]:
     if stem is not None and stem.ndim == 4:
         shown["in_channels"] = stem.shape[1]
     if hasattr(cls, "aux_layers"):
-        shown["aux_logits"] = any(k.startswith(tuple(f"{a}." for a in cls.aux_layers)) for k in tensors)
+        shown["aux_logits"] = any(
+            k.startswith(tuple(f"{a}." for a in cls.aux_layers)) for k in tensors
+        )
     if hasattr(cls, "arguments_shown"):
         shown |= cls.arguments_shown({k: v.shape for k, v in tensors.items()})
     return shown
@@ -223,7 +224,9 @@ def _account(
     unexpected: list[str],
     shapes: list[tuple[str, tuple, tuple]],
 ) -> str:
-    lines = [f"{checkpoint.source} (dialect {checkpoint.dialect.name}) is no checkpoint of this network:"]
+    lines = [
+        f"{checkpoint.source} (dialect {checkpoint.dialect.name}) is no checkpoint of this network:"
+    ]
     for key in missing:
         lines.append(f"  - {key}: missing{_near(key, unexpected)}")
     for key in unexpected:
@@ -253,10 +256,10 @@ def load(
     one ValueError that names every key at fault.
     """
     native = [e.key for e in rules.entries(model)]
-    checkpoint = open_checkpoint(source, native, _file(model), dialect)
+    checkpoint = open_checkpoint(source, native, _spec(model), dialect)
     if hasattr(model, "spec"):
         for name, value in _implied(model.spec, checkpoint.dialect).items():
-            checkpoint.note(f"{checkpoint.dialect.name}'s networks have {name}={value!r}, not this")
+            checkpoint.note(f"{checkpoint.dialect.name} names imply {name}={value!r}, not this")
     fill(model, checkpoint, strict=strict)
     return model
 
@@ -268,32 +271,30 @@ def export(model: nnx.Module | Mapping, dialect: str = "native") -> dict[str, np
     """
     if isinstance(model, nnx.Module):
         found = [(e.key, e.rule, e.variable.get_value()) for e in rules.entries(model)]
-        file = _file(model)
     else:
         leaves = rules.flatten_tree(model)
         found = [(*rules.leaf_name(path, value), value) for path, value in leaves]
-        file = ""
     state_dict = {}
     for key, rule, value in found:
         array = np.asarray(rule.layout.to_torch(np.asarray(value)), order="C")
         state_dict[key] = array.astype(np.int64) if rule.flax == "count" else array
-    chosen = _foreign(dialect, file, state_dict)
+    chosen = _foreign(dialect, _spec(model), state_dict)
     state_dict = chosen.tensors_from_native(state_dict)
     return {chosen.from_native(k): v for k, v in state_dict.items()}
 
 
-def _foreign(dialect: str, file: str, keys: Iterable[str]) -> dialects.Dialect:
-    """The dialect by name; for a tree, whose file is not known, the one that renames most keys."""
-    if file or dialect == "native":
-        return dialects.by_name(dialect, file)
+def _foreign(dialect: str, spec: registry.Spec | None, keys: Iterable[str]) -> dialects.Dialect:
+    """The dialect by name; for a tree, of an unknown network, the one that renames most keys."""
+    if spec is not None or dialect == "native":
+        return dialects.by_name(dialect, spec)
     named = [d for d in dialects.all_dialects() if d.name == dialect]
     if not named:
-        return dialects.by_name(dialect, file)
+        return dialects.by_name(dialect, None)
     return max(named, key=lambda d: sum(d.from_native(k) != k for k in keys))
 
 
-def _file(model: nnx.Module) -> str:
-    return model.spec.file if hasattr(model, "spec") else ""
+def _spec(model: nnx.Module | Mapping) -> registry.Spec | None:
+    return getattr(model, "spec", None)
 
 
 def _as_numpy(value: Any) -> np.ndarray:

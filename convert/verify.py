@@ -109,7 +109,7 @@ def verify(
             held = checkpoint.tensors
         else:
             spec, held = model.spec, port.export(model)
-            checkpoint = port.open_checkpoint(source, held, spec.file, dialect)
+            checkpoint = port.open_checkpoint(source, held, spec, dialect)
         ours = build(spec)
         port.fill(ours, dataclasses.replace(checkpoint, tensors=dict(held)), jnp.float64)
         set_mode(ours, train=False)

@@ -25,8 +25,8 @@ FILES = (
     "highway",
     "resnet",
     "inception_v3",
-    "inception_v4",
     "squeezenet",
+    "inception_v4",
     "densenet",
     "xception",
     "resnext",
@@ -84,6 +84,13 @@ class Spec:
     def cls(self, package: str = "flax_nets.models") -> Any:
         """The network's class, or with "torch_ref" its twin's."""
         return getattr(module(self.file, package), self.network)
+
+    @property
+    def complete(self) -> dict[str, Any]:
+        """Every argument of the constructor: those of the name, and defaults for the others."""
+        parameters = inspect.signature(self.cls().__init__).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return defaults | dict(self.arguments)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

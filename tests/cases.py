@@ -68,7 +68,9 @@ FAMILIES = {
             "alexnet": dict(widths=(8, 8, 12, 8, 8), hidden=24, num_classes=10),
             "alexnet_2012": dict(widths=(8, 8, 12, 12, 8), hidden=24, num_classes=10),
         },
+        reduce=lambda a: dict(widths=(8, 8, 12, 8, 8), hidden=24),
         parameters={"alexnet": 61_100_840, "alexnet_2012": 60_965_224},
+        libraries={"torchvision/alexnet": {}},
     ),
     "nin": Family(
         full={
@@ -82,10 +84,17 @@ FAMILIES = {
         full={
             "vgg11": dict(widths=(8, 8, 12, 16, 16), hidden=24, num_classes=10),
             "vgg11_bn": dict(widths=(8, 8, 12, 16, 16), hidden=24, num_classes=10),
-            "vgg16_c": dict(widths=(8, 8, 12, 16, 16), hidden=24, num_classes=10, head="conv"),
+            "vgg16_c": dict(
+                depths=(1, 1, 2, 2, 2),
+                widths=(8, 8, 12, 16, 16),
+                hidden=24,
+                num_classes=10,
+                head="conv",
+            ),
         },
-        reduce=lambda a: dict(widths=(8, 8, 12, 16, 16), hidden=24, num_classes=10),
+        reduce=lambda a: dict(widths=(8, 8, 12, 16, 16), hidden=24),
         image={"vgg16_c": 256, "default": 64},
+        libraries={"torchvision/vgg11_bn": {}, "timm/vgg11": {}},
         parameters={
             "vgg11": 132_863_336,
             "vgg13": 133_047_848,
@@ -97,12 +106,17 @@ FAMILIES = {
     ),
     "squeezenet": Family(
         full={
-            "squeezenet1_0_bypass": dict(base=32, increment=32, num_classes=10),
-            "squeezenet1_0_complex_bypass": dict(base=32, increment=32, num_classes=10),
+            "squeezenet1_0_bypass": dict(
+                fires=4, pools=(0, 3), base=32, increment=32, num_classes=10
+            ),
+            "squeezenet1_0_complex_bypass": dict(
+                fires=4, pools=(0, 3), base=32, increment=32, num_classes=10
+            ),
             "squeezenet1_1": dict(base=32, increment=32, num_classes=10),
         },
         reduce=lambda a: dict(base=32, increment=32, num_classes=10),
         parameters={"squeezenet1_0": 1_248_424, "squeezenet1_1": 1_235_496},
+        libraries={"torchvision/squeezenet1_1": {}},
     ),
     "highway": Family(
         full={
@@ -114,6 +128,14 @@ FAMILIES = {
         image=28,
         parameters={"highway19_cifar": 2_256_838, "highway32_cifar": 1_255_270},
     ),
+    "googlenet": Family(
+        full={  # the paper's heads take images of 224 pixels alone: tests/test_inception.py
+            "googlenet": dict(transform_input=True),
+            "googlenet_2014": dict(aux_logits=False),
+        },
+        parameters={"googlenet": 13_004_888, "googlenet_2014": 13_378_280},
+        libraries={"torchvision/googlenet": {}},
+    ),
     "resnet": Family(
         full={
             "resnet18": dict(depths=(1, 1, 1, 1)),
@@ -123,6 +145,23 @@ FAMILIES = {
         reduce=lambda a: dict(depths=(1,) * len(a["depths"])),
         parameters={"resnet18": 11_689_512, "resnet50": 25_557_032, "resnet20_cifar": 269_722},
         libraries={"torchvision/resnet18": {}, "timm/resnet26": {}},
+    ),
+    "inception_v3": Family(
+        full={  # the head takes images of 299 pixels: tests/test_inception.py
+            "inception_v3": dict(aux_logits=False, transform_input=True),
+        },
+        image=107,
+        parameters={"inception_v3": 27_161_264},
+        libraries={"timm/inception_v3": {}},
+    ),
+    "inception_v4": Family(
+        full={
+            "inception_v4": dict(depths=(1, 1, 1)),
+            "inception_resnet_v2": dict(depths=(1, 1, 1)),
+        },
+        reduce=lambda a: dict(depths=(1, 1, 1)),
+        image=107,
+        parameters={"inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464},
     ),
     "densenet": Family(
         full={
@@ -167,6 +206,7 @@ FAMILIES = {
         full={"mobilenetv1_025": dict(depths=(1, 2, 1, 1, 1))},
         reduce=lambda a: dict(depths=(1, 1, 1, 1, 1)),
         parameters={"mobilenetv1_100": 4_231_976, "mobilenetv1_125": 6_270_840},
+        libraries={"timm/mobilenetv1_100": {}},
     ),
     "shufflenet": Family(
         full={
@@ -182,6 +222,7 @@ FAMILIES = {
             "shufflenet_v2_x1_5": 3_503_624,
             "shufflenet_v2_x2_0": 7_393_996,
         },
+        libraries={"torchvision/shufflenet_v2_x0_5": {}},
     ),
     "senet": Family(
         full={
@@ -208,6 +249,7 @@ FAMILIES = {
         full={"mobilenet_v2": dict(depths=(1, 2, 1, 1, 1, 1, 1))},
         reduce=lambda a: dict(depths=(1, 2, 1, 1, 1, 1, 1)),
         parameters={"mobilenet_v2": 3_504_872, "mobilenetv2_140": 6_108_776},
+        libraries={"timm/mobilenetv2_035": {}},
     ),
     "cbam": Family(
         full={
@@ -226,6 +268,7 @@ FAMILIES = {
         },
         reduce=lambda a: dict(rows=_ends(a["rows"])),
         parameters={"mobilenet_v3_large": 5_483_032, "mobilenet_v3_small": 2_542_856},
+        libraries={"torchvision/mobilenet_v3_small": {}, "timm/tf_mobilenetv3_small_075": {}},
     ),
     "vit": Family(
         full={

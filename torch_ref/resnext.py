@@ -47,14 +47,16 @@ class ResNeXt(ResNet):
 
 CIFAR = dict(depths=(3, 3, 3), widths=(64, 128, 256), stem="cifar", num_classes=10)
 
+TIMM = dict(depths=(3, 4, 23, 3), zero_init_last=True)  # names that only timm has
+
 NETWORK = "ResNeXt"
 
 VARIANTS = {  # Tables 1 and 3; CIFAR: section 5.3
     "resnext50_32x4d": dict(depths=(3, 4, 6, 3), cardinality=32, base_width=4),
-    "resnext101_32x4d": dict(depths=(3, 4, 23, 3), cardinality=32, base_width=4),
+    "resnext101_32x4d": dict(cardinality=32, base_width=4, **TIMM),
     "resnext101_32x8d": dict(depths=(3, 4, 23, 3), cardinality=32, base_width=8),
-    "resnext101_32x16d": dict(depths=(3, 4, 23, 3), cardinality=32, base_width=16),
-    "resnext101_32x32d": dict(depths=(3, 4, 23, 3), cardinality=32, base_width=32),
+    "resnext101_32x16d": dict(cardinality=32, base_width=16, **TIMM),
+    "resnext101_32x32d": dict(cardinality=32, base_width=32, **TIMM),
     "resnext101_64x4d": dict(depths=(3, 4, 23, 3), cardinality=64, base_width=4),
     "resnext29_8x64d_cifar": dict(cardinality=8, base_width=64, **CIFAR),
     "resnext29_16x64d_cifar": dict(cardinality=16, base_width=64, **CIFAR),

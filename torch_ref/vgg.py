@@ -29,6 +29,18 @@ class Dense(nn.Linear):
         return F.conv2d(x, kernel, self.bias)
 
 
+class AtLeast(nn.Module):
+    """Stretches maps smaller than `size` x `size` (adaptive average pooling), and keeps others."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        size = max(x.shape[2], self.size), max(x.shape[3], self.size)
+        return F.adaptive_avg_pool2d(x, size)
+
+
 class VGG(nn.Module):
     """Images [N, in_channels, H, W] -> logits [N, num_classes] ([N, hidden] where that is 0)."""
 
@@ -56,7 +68,7 @@ class VGG(nn.Module):
                 in_channels = channels
             features.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*features)
-        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.avgpool = nn.AdaptiveAvgPool2d(7) if head == "dense" else AtLeast(7)
         self.classifier = nn.Sequential(
             Dense(in_channels * 7 * 7, hidden, size=7),
             nn.ReLU(),
@@ -64,7 +76,7 @@ class VGG(nn.Module):
             Dense(hidden, hidden),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(hidden, num_classes) if num_classes else nn.Identity(),
+            Dense(hidden, num_classes) if num_classes else nn.Identity(),
         )
         self.head = head
         self._initialise()
@@ -74,28 +86,22 @@ class VGG(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, Dense) and self.head == "conv":  # as timm draws its kernels
-                std = (2 / (module.out_features * module.size**2)) ** 0.5
+            elif isinstance(module, Dense):
+                hidden = module is not self.classifier[6]
+                kernels = hidden and self.head == "conv"  # timm draws these as convolutions
+                std = (2 / (module.out_features * module.size**2)) ** 0.5 if kernels else 0.01
                 nn.init.normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-
-    def slide(self, x):
-        """The head as convolutions: windows of 7x7 at every position, and the mean over those."""
-        height, width = max(x.shape[2], 7), max(x.shape[3], 7)  # small maps are stretched
-        x = F.adaptive_avg_pool2d(x, (height, width))
-        dense1, relu1, dropout1, dense2, relu2, dropout2, dense3 = self.classifier
-        x = relu2(dense2(dropout1(relu1(dense1(x)))))
-        return dense3(dropout2(torch.mean(x, (2, 3))))
 
     def forward(self, x):
-        x = self.features(x)
-        if self.head == "conv":
-            return self.slide(x)
-        x = torch.flatten(self.avgpool(x), 1)
-        return self.classifier(x)
+        x = self.avgpool(self.features(x))
+        if self.head == "dense":
+            return self.classifier(torch.flatten(x, 1))
+        return self.slide(x)
+
+    def slide(self, x):
+        """The head as convolutions: class scores for each window of 7x7, and their mean."""
+        return torch.mean(self.classifier(x), (2, 3))
 
 
 def rescale(images, size):

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from flax_nets import registry
+
 Tensors = dict[str, np.ndarray]
 
 
@@ -150,25 +152,43 @@ def _rename(key: str, pairs: Iterable[tuple[re.Pattern[str], str]]) -> str:
 @functools.cache
 def all_dialects() -> tuple[Dialect, ...]:
     """The dialects of every library, one module each; ours, the native one, is not among them."""
-    from convert.dialects import timm
+    from convert.dialects import timm, torchvision
 
-    return timm.DIALECTS
+    made = [
+        timm.MADE[file](registry.resolve(name).complete)
+        for file in timm.MADE
+        for name in registry.module(file).VARIANTS
+    ]
+    return (*timm.DIALECTS, *torchvision.DIALECTS, *made)
 
 
-def of(file: str) -> list[Dialect]:
-    """The dialects of one of our files, the native one first."""
-    return [Dialect("native", file), *(d for d in all_dialects() if d.file == file)]
+def of(spec: registry.Spec | None) -> list[Dialect]:
+    """The dialects of a network's names, the native one first."""
+    from convert.dialects import timm, torchvision
+
+    if spec is None:
+        return [Dialect("native", "")]
+    fixed = (*timm.DIALECTS, *torchvision.DIALECTS)
+    foreign = [d for d in fixed if d.file == spec.file]
+    if spec.file in timm.MADE:
+        foreign.append(timm.MADE[spec.file](spec.complete))
+    arguments = {}
+    if spec.name in registry.ALIASES:  # native names under the other library's name
+        ours = registry.resolve(registry.ALIASES[spec.name][0]).complete
+        arguments = {name: ours[name] for d in foreign for name in d.arguments}
+    return [Dialect("native", spec.file, arguments=arguments), *foreign]
 
 
-def by_name(name: str, file: str) -> Dialect:
+def by_name(name: str, spec: registry.Spec | None) -> Dialect:
     """ValueError that lists the dialects there are, where `name` is none of them."""
-    known = {d.name: d for d in of(file)}
+    known = {d.name: d for d in of(spec)}
     if name not in known:
-        raise ValueError(f"{file} has no dialect {name!r}; it has {', '.join(known)}")
+        network = "a model not made by create_model" if spec is None else spec.name
+        raise ValueError(f"{network} has no dialect {name!r}; it has {', '.join(known)}")
     return known[name]
 
 
-def recognise(keys: Iterable[str], native: Iterable[str], file: str) -> Dialect:
+def recognise(keys: Iterable[str], native: Iterable[str], spec: registry.Spec | None) -> Dialect:
     """The dialect in which most of `keys` are names of ours; the native one at a tie."""
     keys, native = list(keys), set(native)
-    return max(of(file), key=lambda d: sum(d.to_native(k) in native for k in keys))
+    return max(of(spec), key=lambda d: sum(d.to_native(k) in native for k in keys))

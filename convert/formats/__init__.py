@@ -182,6 +182,8 @@ def _read_shards(file: Mapped, ema: bool) -> dict[str, np.ndarray]:
     """The tensors of all shards that an index lists; each shard must hold what the index says."""
     shards: dict[str, set[str]] = {}
     try:
+        if file.size > 1 << 27:
+            raise ValueError("128 MiB of text")
         for name, shard in json.loads(file.data[:].decode())["weight_map"].items():
             if Path(shard).name != shard:
                 raise ValueError(f"shard {shard!r} is no plain file name")

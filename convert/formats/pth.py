@@ -97,9 +97,8 @@ def load_legacy(file: Mapped) -> Any:
         raise file.error(*_ENDIAN)
     _, position = pickle(after_system)
     keys, position = pickle(position)
-    if type(keys) is not list or any(type(key) is not str for key in keys):
-        raise file.error("no list of tensor data", "an intact file")
-    if len(keys) != len(storages) or set(keys) != storages.keys():
+    texts = type(keys) is list and all(type(key) is str for key in keys)
+    if not texts or sorted(keys) != sorted(storages):
         raise file.error("a list of tensor data at odds with the tensors", "an intact file")
     for key in keys:
         made = storages[key]

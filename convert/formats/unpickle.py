@@ -18,7 +18,7 @@ import numpy as np
 
 from .files import CheckpointError, Mapped
 
-MAX_PICKLE = 1 << 25  # bytes: 100,000 tensors take half; a hostile byte becomes up to 64 in memory
+MAX_PICKLE = 1 << 25  # bytes: 100,000 tensors take half; a hostile byte takes 130 in memory
 
 _PLAIN = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64"
 _EXTENDED = "bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"
@@ -37,7 +37,8 @@ STORAGES = {
 class Placeholder:
     """Stands for a class, or for an object of it, that a pickle names and we never make.
 
-    ``args``, ``state`` and ``items`` hold what was stored for the object.
+    Bytes are among them, as protocol 2 spells them with a call. ``args``, ``state`` and ``items``
+    hold what was stored for the object.
     """
 
     def __init__(self, name: str, args: Any = ()):
@@ -57,7 +58,9 @@ class Storage(NamedTuple):
     start: int | None
     nbytes: int
 
-    def tensor(self, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any) -> np.ndarray:
+    def tensor(
+        self, dtype: Any, offset: Any, shape: Any, strides: Any, flags: Any = None
+    ) -> np.ndarray:
         """The view [*shape] whose strides and offset count elements; never outside the storage."""
         if self.start is None:
             return np.empty(0)
@@ -78,43 +81,25 @@ class Storage(NamedTuple):
             raise self.file.error(found, expected) from error
         if array.nbytes > max(16 * self.file.size, 1 << 30):  # a stride of zero can claim terabytes
             raise self.file.error(f"a tensor of {array.nbytes} bytes", "one its file can hold")
-        if flags:  # PyTorch conjugates and negates lazily; only such tensors are copied
-            if not flags.keys() <= {"conj", "neg"}:
-                raise self.file.error(f"tensor flags {reprlib.repr(flags)}", "conj or neg")
-            array = array.conj() if flags.get("conj") else array
-            array = np.negative(array) if flags.get("neg") else array
+        if flags:  # a copy would be needed, and many copies of one storage fill all memory
+            raise self.file.error("a lazily conjugated or negated tensor", "resolve_conj() of it")
         return array
 
 
 # The functions below are all that a pickle can call.
 
 
-def _rebuild(
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    _grad: Any = 0,
-    _hooks: Any = 0,
-    flags: Any = 0,
-) -> Any:
-    return storage.tensor(storage.dtype, offset, shape, strides, flags)
+def _rebuild(*args: Any) -> Any:
+    storage, offset, shape, strides, *options = args  # requires_grad, hooks, flags
+    return storage.tensor(storage.dtype, offset, shape, strides, *options[2:])
 
 
-def _rebuild_v3(
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    _grad: Any,
-    _hooks: Any,
-    dtype: Any,
-    flags: Any = 0,
-) -> Any:
-    return storage.tensor(dtype, offset, shape, strides, flags)
+def _rebuild_v3(*args: Any) -> Any:
+    storage, offset, shape, strides, _, _, dtype, *flags = args
+    return storage.tensor(dtype, offset, shape, strides, *flags)
 
 
-def _parameter(tensor: Any, _grad: Any = 0, _hooks: Any = 0, _state: Any = 0) -> Any:
+def _parameter(tensor: Any, *_options: Any) -> Any:
     if type(tensor) is not np.ndarray:
         raise TypeError("a parameter that is no tensor")
     return tensor
@@ -127,19 +112,19 @@ def _with_attributes(function: Any, _class: Any, args: Any, _state: Any) -> Any:
 
 
 def _size(sizes: Any) -> Any:
-    return tuple(sizes)
+    if type(sizes) is not tuple:
+        raise TypeError("a size that is no tuple")
+    return sizes
 
 
-def _ordered_dict(pairs: Any = ()) -> Any:  # Python 2 wrote the pairs here
-    if not all(type(pair) in (list, tuple) for pair in pairs):
-        raise TypeError("not pairs")
-    return OrderedDict((_key(name), value) for name, value in pairs)
-
-
-def _encode(text: Any, encoding: Any) -> Any:  # protocol 2 spells bytes so
-    if encoding != "latin1":
-        raise ValueError("an encoding that is not latin1")
-    return text.encode(encoding)
+def _ordered_dict(*pairs: Any) -> Any:
+    made: OrderedDict[Any, Any] = OrderedDict()
+    for listed in pairs:  # none, or the one list with which Python 2 began
+        if type(listed) is not list or not all(type(pair) in (list, tuple) for pair in listed):
+            raise TypeError("no list of pairs")
+        made.update((_key(name), value) for name, value in listed)
+        listed[:] = (None,)  # a second use, which only fills the memory, is an error
+    return made
 
 
 _GLOBALS: dict[str, Any] = {
@@ -152,7 +137,6 @@ _GLOBALS: dict[str, Any] = {
     "torch._tensor._rebuild_from_type_v2": _with_attributes,
     "torch.Size": _size,
     "collections.OrderedDict": _ordered_dict,
-    "_codecs.encode": _encode,
 }
 _GLOBALS |= {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
 for _module in ("torch", "torch.cuda", "torch.storage"):
@@ -164,8 +148,8 @@ _UNSUPPORTED = {
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without data (on the meta device)",
 }
 _PLACEHOLDERS = {
-    "argparse.Namespace", "builtins.bytearray", "builtins.complex", "builtins.set",
-    "__builtin__.set", "collections.Counter", "numpy.core.multiarray._reconstruct",
+    "__builtin__.set", "_codecs.encode", "argparse.Namespace", "builtins.bytearray",
+    "builtins.complex", "builtins.set", "collections.Counter", "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray", "pathlib.PosixPath",
     "pathlib.WindowsPath", "torch.Tensor", "torch.device", "torch.serialization._get_layout",

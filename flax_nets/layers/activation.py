@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 relu = jax.nn.relu  # gradient 0 at 0, as PyTorch's
 sigmoid = jax.nn.sigmoid
 tanh = jnp.tanh
 silu = jax.nn.silu
+
+SIXTH = float(np.float32(1 / 6))
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -26,9 +29,20 @@ def relu6(x: jax.Array) -> jax.Array:
     return jnp.where(inside, x, jax.lax.stop_gradient(jnp.clip(x, 0, 6)))
 
 
+@jax.custom_jvp
 def hard_sigmoid(x: jax.Array) -> jax.Array:
-    """relu6(x + 3) / 6 (`torch.nn.Hardsigmoid`)."""
+    """relu6(x + 3) / 6 (`torch.nn.Hardsigmoid`).
+
+    Its slope is 1/6 rounded to float32, as PyTorch's is in every dtype: 3e-8 from 1/6.
+    """
     return relu6(x + 3) / 6
+
+
+@hard_sigmoid.defjvp
+def _hard_sigmoid_slope(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    inside = (x > -3) & (x < 3)
+    return hard_sigmoid(x), jnp.where(inside, SIXTH * tangent, jnp.zeros_like(tangent))
 
 
 def hard_swish(x: jax.Array) -> jax.Array:

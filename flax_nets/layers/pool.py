@@ -90,4 +90,10 @@ class AdaptiveMaxPool(nnx.Module):
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, C]."""
-    return jnp.mean(x, (1, 2))
+    if x.shape[-1] >= 16:
+        return jnp.mean(x, (1, 2))
+    # On CPU XLA adds the places of so few channels one after the other, at twice PyTorch's error
+    # in float32. Two short sums, kept apart by the barrier, round less.
+    rows = jnp.sum(x, 2, dtype=jnp.promote_types(x.dtype, jnp.float32))
+    total = jnp.sum(jax.lax.optimization_barrier(rows), 1)
+    return (total / (x.shape[1] * x.shape[2])).astype(x.dtype)

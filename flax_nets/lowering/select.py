@@ -73,7 +73,8 @@ def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primi
       name: shown in jaxprs.
       plain: (*arrays, **params) -> array, in XLA's own operations.
       fast: the same function as the CPU runs it best.
-      batch: (arrays, primitive, **params) -> array, all with the mapped axis first.
+      batch: (arrays, mapped, primitive, **params) -> array with the mapped axis first, as the
+        arrays have it that are `mapped`.
 
     Bind it with `form=current()`. Neither form is ever differentiated, so both may use anything.
     """
@@ -89,16 +90,12 @@ def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primi
         return jax.make_jaxpr(functools.partial(plain, **params))(*avals).out_avals[0]
 
     def rule(arrays, axes, **params):
-        size = next(
-            array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None
-        )
-        arrays = [
-            jnp.broadcast_to(array[None], (size, *array.shape))
-            if axis is None
-            else jnp.moveaxis(array, axis, 0)
-            for array, axis in zip(arrays, axes, strict=True)
+        first = [
+            a if axis is None else jnp.moveaxis(a, axis, 0)
+            for a, axis in zip(arrays, axes, strict=True)
         ]
-        return batch(arrays, primitive, **params), 0
+        mapped = [axis is not None for axis in axes]
+        return batch(first, mapped, primitive, **params), 0
 
     batching.primitive_batchers[primitive] = rule
 
@@ -113,10 +110,28 @@ def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primi
     return primitive
 
 
-def fold(arrays, primitive, **params):
-    """A `batch` rule: the mapped axis joins the images' axis."""
-    size = arrays[0].shape[0]
-    out = primitive.bind(*(a.reshape(-1, *a.shape[2:]) for a in arrays), **params)
+def mapped_size(arrays, mapped: list[bool]) -> int:
+    """The length of the mapped axis, which comes first where there is one."""
+    return next(a.shape[0] for a, is_mapped in zip(arrays, mapped, strict=True) if is_mapped)
+
+
+def broadcast(arrays, mapped: list[bool]) -> list[jax.Array]:
+    """All arrays with the mapped axis."""
+    size = mapped_size(arrays, mapped)
+    return [
+        a if is_mapped else jnp.broadcast_to(a[None], (size, *a.shape))
+        for a, is_mapped in zip(arrays, mapped, strict=True)
+    ]
+
+
+def fold(arrays, mapped: list[bool], primitive: Primitive, **params):
+    """A `batch` rule: the mapped axis joins the images' axis; what is not mapped is shared."""
+    size = mapped_size(arrays, mapped)
+    arrays = [
+        a.reshape(-1, *a.shape[2:]) if is_mapped else a
+        for a, is_mapped in zip(arrays, mapped, strict=True)
+    ]
+    out = primitive.bind(*arrays, **params)
     return out.reshape(size, -1, *out.shape[1:])
 
 

@@ -196,7 +196,7 @@ NETWORK = "ResNet"
 
 VARIANTS = {  # Table 1; wide_*: Zagoruyko & Komodakis 2016; resnet26: timm's; CIFAR: Table 6
     "resnet18": dict(block="basic", depths=(2, 2, 2, 2)),
-    "resnet26": dict(block="bottleneck", depths=(2, 2, 2, 2)),
+    "resnet26": dict(block="bottleneck", depths=(2, 2, 2, 2), zero_init_last=True),
     "resnet34": dict(block="basic", depths=(3, 4, 6, 3)),
     "resnet50": dict(block="bottleneck", depths=(3, 4, 6, 3)),
     "resnet101": dict(block="bottleneck", depths=(3, 4, 23, 3)),

@@ -40,6 +40,17 @@ class Dense(layers.Linear):
         return y + layers.along_last(self.bias[...].astype(dtype), 4)
 
 
+class AtLeast(nnx.Module):
+    """Stretches maps smaller than `size` x `size` (adaptive average pooling), and keeps others."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = max(x.shape[1], self.size), max(x.shape[2], self.size)
+        return x if size == x.shape[1:3] else lowering.adaptive_avg_pool(x, size)
+
+
 class VGG(nnx.Module):
     """Images [N, H, W, in_channels] -> logits [N, num_classes] ([N, hidden] where that is 0).
 
@@ -50,7 +61,7 @@ class VGG(nnx.Module):
       hidden: width of the two dense layers before the last.
       head: what other image sizes than 224 meet: "dense" (default, torchvision's) pools the last
         map to 7x7; "conv" (timm's, and the paper's dense evaluation) slides the dense layers over
-        it as convolutions and takes the mean over positions. The parameters are the same.
+        it as convolutions and takes the mean of the class scores. The parameters are the same.
       dropout: after each of the two hidden dense layers. Default 0.5.
 
     Raises ValueError for another head.
@@ -86,7 +97,7 @@ class VGG(nnx.Module):
                 in_channels = channels
             features.append(layers.MaxPool(2))
         self.features = layers.Sequential(*features)
-        self.avgpool = layers.AdaptiveAvgPool(7)
+        self.avgpool = layers.AdaptiveAvgPool(7) if head == "dense" else AtLeast(7)
         self.classifier = layers.Sequential(
             Dense(in_channels * 7 * 7, hidden, size=7, rngs=rngs),
             relu,
@@ -94,7 +105,7 @@ class VGG(nnx.Module):
             Dense(hidden, hidden, rngs=rngs),
             relu,
             layers.Dropout(dropout, rngs=rngs),
-            layers.Linear(hidden, num_classes, rngs=rngs) if num_classes else layers.Identity(),
+            Dense(hidden, num_classes, rngs=rngs) if num_classes else layers.Identity(),
         )
         self.head = head
         self._initialise(rngs)
@@ -104,28 +115,22 @@ class VGG(nnx.Module):
             if isinstance(module, layers.Conv):
                 init.reinit(module.kernel, init.kaiming_normal(module.kernel.shape), rngs)
                 init.reinit(module.bias, init.zeros, rngs)
-            elif isinstance(module, Dense) and self.head == "conv":  # as timm draws its kernels
-                std = (2 / (module.out_features * module.size**2)) ** 0.5
+            elif isinstance(module, Dense):
+                hidden = module is not self.classifier[6]
+                kernels = hidden and self.head == "conv"  # timm draws these as convolutions
+                std = (2 / (module.out_features * module.size**2)) ** 0.5 if kernels else 0.01
                 init.reinit(module.kernel, init.normal(std), rngs)
                 init.reinit(module.bias, init.zeros, rngs)
-            elif isinstance(module, layers.Linear):
-                init.reinit(module.kernel, init.normal(0.01), rngs)
-                init.reinit(module.bias, init.zeros, rngs)
-
-    def slide(self, x: jax.Array) -> jax.Array:
-        """The head as convolutions: windows of 7x7 at every position, and the mean over those."""
-        size = max(x.shape[1], 7), max(x.shape[2], 7)  # small maps are stretched
-        x = lowering.adaptive_avg_pool(x, size)
-        dense1, relu1, dropout1, dense2, relu2, dropout2, dense3 = self.classifier
-        x = relu2(dense2(dropout1(relu1(dense1(x)))))
-        return dense3(dropout2(layers.global_avg_pool(x)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.features(x)
-        if self.head == "conv":
-            return self.slide(x)
-        x = layers.flatten(self.avgpool(x))
-        return self.classifier(x)
+        x = self.avgpool(self.features(x))
+        if self.head == "dense":
+            return self.classifier(layers.flatten(x))
+        return self.slide(x)
+
+    def slide(self, x: jax.Array) -> jax.Array:
+        """The head as convolutions: class scores for each window of 7x7, and their mean."""
+        return layers.global_avg_pool(self.classifier(x))
 
 
 def rescale(images: jax.Array, size: int) -> jax.Array:

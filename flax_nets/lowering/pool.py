@@ -1,0 +1,315 @@
+"""Pooling of NHWC images with PyTorch's semantics, and the forms that it takes on a CPU.
+
+XLA's CPU backend slides windows one number at a time, and scatters their gradients so. Its form
+here is separable: rows first, then columns of what is left, each a handful of shifted slices. The
+maximum of the rows' first maxima, taken in order, is the first maximum in row-major order, so the
+gradients go where PyTorch's go, to one number for each window.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.interpreters import ad
+
+from flax_nets.lowering import select
+from flax_nets.lowering.window import Axis, Padding, Pair, Window, frame, make, views
+
+# Maximum
+
+
+def max_pool(
+    x: jax.Array,
+    *,
+    window: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    dilation: Pair = 1,
+) -> jax.Array:
+    """`torch.nn.functional.max_pool2d`: x [N, H, W, C] -> [N, H', W', C].
+
+    At a tie the gradient goes to the first maximum in row-major order. A NaN wins its window.
+
+    Args:
+      x: images of a floating type, channels last.
+      window: its height and width: an int or a pair.
+      stride: likewise. Default: the window's.
+      padding: minus infinities around the image, at most half of the window: an int,
+        (height, width) or ((top, bottom), (left, right)). Default 0.
+      ceil_mode: whether H' and W' round up: a last window may hang over the edge, as long as it
+        starts inside the image or the padding before it. Default False.
+      dilation: distance between neighbouring taps. Default 1.
+
+    Raises:
+      ValueError: numbers out of range, or an image smaller than the window.
+    """
+    geometry, _ = _geometry(x, window, stride, padding, ceil_mode, dilation)
+    form = select.current()
+    if form == "xla":
+        return _xla_max(x, window=geometry)
+    return max_p.bind(x, window=geometry, form=form)
+
+
+def _xla_max(x, *, window: Window):
+    if window.dilation != (1, 1):  # XLA's gradient knows no dilation
+        return _first_max(x, window)
+    return lax.reduce_window(
+        x,
+        -np.inf,
+        lax.max,
+        (1, *window.taps, 1),
+        (1, *window.stride, 1),
+        ((0, 0), *window.padding, (0, 0)),
+    )
+
+
+def _cpu_max(x, *, window: Window):
+    return _separable(lambda parts: functools.reduce(lax.max, parts), x, window, -np.inf)
+
+
+def _first_max(x, window: Window):
+    """The same maximum as a chain of choices, which shows JAX the way of the gradient."""
+    return _separable(lambda parts: functools.reduce(_later_if_greater, parts), x, window, -np.inf)
+
+
+def _later_if_greater(first, second):
+    return jnp.where((second > first) | (second != second), second, first)
+
+
+def _to_winners(x, tangent, *, window: Window, maximum: Callable):
+    """The tangent at each window's first maximum: from the images' to the result's."""
+    return jax.jvp(lambda x: maximum(x, window=window), (x,), (tangent,))[1]
+
+
+def _from_winners(x, g, *, window: Window, maximum: Callable):
+    """Its transpose: each window's cotangent goes to its first maximum."""
+    return jax.vjp(lambda x: maximum(x, window=window), x)[1](g)[0]
+
+
+def _separable(reduce: Callable, x, window: Window, value: float):
+    """[N, H, W, C] -> [N, H', W', C]: `reduce` what the columns see, then what the rows see."""
+    x = reduce(views(frame(x, window, value), window.columns, 2))
+    return reduce(views(x, window.rows, 1))
+
+
+def _fold(arrays, mapped, primitive, **params):
+    arrays = select.broadcast(arrays, mapped)
+    return select.fold(arrays, [True] * len(arrays), primitive, **params)
+
+
+max_p = select.define("max_pool", _xla_max, _cpu_max, _fold)
+to_winners_p, from_winners_p = (
+    select.define(
+        f"max_pool{way.__name__}",
+        functools.partial(way, maximum=_xla_max),
+        functools.partial(way, maximum=_first_max),
+        _fold,
+    )
+    for way in (_to_winners, _from_winners)
+)
+
+
+def _transposed(inverse) -> Callable:
+    def rule(g, x, linear, **params):
+        if type(g) is ad.Zero:
+            return [None, ad.Zero(linear.aval)]
+        return [None, inverse.bind(x, g, **params)]
+
+    return rule
+
+
+ad.defjvp(max_p, lambda tangent, x, **params: to_winners_p.bind(x, tangent, **params))
+for _way, _back in ((to_winners_p, from_winners_p), (from_winners_p, to_winners_p)):
+    # linear in the second operand; which number wins does not change under small changes of x
+    ad.defjvp(_way, None, lambda t, x, _, way=_way, **params: way.bind(x, t, **params))
+    ad.primitive_transposes[_way] = _transposed(_back)
+
+
+# Mean
+
+
+def avg_pool(
+    x: jax.Array,
+    *,
+    window: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> jax.Array:
+    """`torch.nn.functional.avg_pool2d`: x [N, H, W, C] -> [N, H', W', C]; arguments of `max_pool`.
+
+    Args:
+      count_include_pad: whether the zeros of the padding count in the mean. Rows beyond the
+        padding, which `ceil_mode` adds, never do. Default True.
+    """
+    geometry, high = _geometry(x, window, stride, padding, ceil_mode, 1)
+    counts = [
+        _counts(axis, end if count_include_pad else None)
+        for axis, end in zip(geometry, high, strict=True)
+    ]
+    form = select.current()
+    wide = _widened(x)
+    if form == "xla":
+        total = _xla_sum(wide, window=geometry)
+    else:
+        total = sum_p.bind(wide, window=geometry, form=form)
+    divisor = np.multiply.outer(*counts).reshape(1, *geometry.out, 1)
+    return (total / jnp.asarray(divisor, total.dtype)).astype(x.dtype)
+
+
+def _counts(axis: Axis, high: int | None) -> np.ndarray:
+    """Numbers that each window averages; padding counts up to `high`, or not at all (None)."""
+    starts = np.arange(axis.out) * axis.stride - axis.low
+    if high is None:
+        return np.minimum(starts + axis.taps, axis.size) - np.maximum(starts, 0)
+    return np.minimum(starts + axis.taps, axis.size + high) - starts
+
+
+def _xla_sum(x, *, window: Window):
+    return lax.reduce_window(
+        x,
+        0.0,
+        lax.add,
+        (1, *window.taps, 1),
+        (1, *window.stride, 1),
+        ((0, 0), *window.padding, (0, 0)),
+    )
+
+
+def _cpu_sum(x, *, window: Window):
+    return _separable(sum, x, window, 0.0)
+
+
+def _spread(g, *, window: Window, total: Callable):
+    """The transpose: each window's cotangent goes to all that it sees."""
+    x = jnp.zeros((g.shape[0], window.rows.size, window.columns.size, g.shape[3]), g.dtype)
+    return jax.vjp(lambda x: total(x, window=window), x)[1](g)[0]
+
+
+sum_p = select.define("sum_pool", _xla_sum, _cpu_sum, _fold)
+spread_p = select.define(
+    "sum_pool_spread",
+    functools.partial(_spread, total=_xla_sum),
+    functools.partial(_spread, total=_cpu_sum),
+    _fold,
+)
+ad.deflinear2(sum_p, lambda g, x, **params: [spread_p.bind(g, **params)])
+ad.deflinear2(spread_p, lambda x, g, **params: [sum_p.bind(x, **params)])
+
+
+# Windows that follow from the output's size, and whole axes
+
+
+@functools.partial(jax.jit, static_argnames="output_size")
+def adaptive_avg_pool(x: jax.Array, output_size: int | None | Sequence[int | None]) -> jax.Array:
+    """`torch.nn.functional.adaptive_avg_pool2d`: x [N, H, W, C] -> [N, H', W', C].
+
+    Window i of an axis runs from floor(i * H / H') to ceil((i + 1) * H / H'): windows overlap where
+    H' does not divide H.
+
+    Args:
+      output_size: H' and W', an int or a pair; None keeps the image's size.
+
+    Raises:
+      ValueError: an output size that is not positive, or not two of them.
+    """
+
+    def mean(x, axis):
+        return jnp.mean(x, axis)
+
+    return _adapted(mean, _widened(x), output_size).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="output_size")
+def adaptive_max_pool(x: jax.Array, output_size: int | None | Sequence[int | None]) -> jax.Array:
+    """`torch.nn.functional.adaptive_max_pool2d`, with the windows of `adaptive_avg_pool`.
+
+    At a tie the gradient goes to the first maximum in row-major order.
+    """
+    return _adapted(_first_along, x, output_size)
+
+
+def _adapted(reduce: Callable, x, output_size):
+    if x.ndim != 4:
+        raise ValueError(f"expected images [N, H, W, C] (NHWC, channels last), got shape {x.shape}")
+    sizes = (output_size,) * 2 if output_size is None or isinstance(output_size, int) else output_size
+    if len(sizes) != 2 or any(size is not None and size < 1 for size in sizes):
+        raise ValueError(
+            f"output_size={output_size!r}: expected a positive int, None, or two of them"
+        )
+    for axis in (2, 1):
+        size, out = x.shape[axis], sizes[axis - 1]
+        if out is None or out == size:
+            continue
+        if size % out == 0:
+            x = reduce(x.reshape(*x.shape[:axis], out, size // out, *x.shape[axis + 1 :]), axis + 1)
+            continue
+        bins = [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+        parts = [lax.slice_in_dim(x, start, stop, axis=axis) for start, stop in bins]
+        x = jnp.stack([reduce(part, axis) for part in parts], axis)
+    return x
+
+
+def global_max(x: jax.Array, axis: int | Sequence[int], keepdims: bool = False) -> jax.Array:
+    """`jnp.max` whose gradient goes to the first maximum, where `jnp.max` shares it at a tie.
+
+    Args:
+      x: any shape, of a floating type.
+      axis: one axis or several; among several, first means first in row-major order.
+      keepdims: whether the axes stay, with length 1. Default False.
+    """
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(sorted(range(x.ndim)[axis] for axis in axes))
+    for last in reversed(axes):
+        x = _first_along(x, last)
+    return jnp.expand_dims(x, axes) if keepdims else x
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _first_along(x, axis: int):
+    return jnp.max(x, axis)
+
+
+@_first_along.defjvp
+def _(axis: int, primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    out = _first_along(x, axis)
+    place = lax.broadcasted_iota(np.int32, x.shape, axis)
+    largest = (x == jnp.expand_dims(out, axis)) | (x != x)  # a NaN is the maximum of its window
+    first = jnp.min(jnp.where(largest, place, x.shape[axis]), axis, keepdims=True)
+    return out, jnp.sum(jnp.where(place == first, tangent, jnp.zeros_like(tangent)), axis)
+
+
+# Checks
+
+
+def _geometry(x, window, stride, padding, ceil_mode: bool, dilation):
+    """The window, its padding after the image as `ceil_mode` needs it, and as it was given."""
+    given = make(x.shape, window, window if stride is None else stride, padding, dilation)
+    if any(2 * max(axis.low, axis.high) > axis.extent for axis in given):
+        raise ValueError(
+            f"padding={padding!r} is more than half of the window {window!r} (dilation {dilation!r})"
+        )
+    high = [axis.high for axis in given]
+    if not ceil_mode:
+        return given, high
+    axes = []
+    for axis in given:
+        out = -(-(axis.size + axis.low + axis.high - axis.extent) // axis.stride) + 1
+        if (out - 1) * axis.stride >= axis.size + axis.low:
+            out -= 1
+        covered = (out - 1) * axis.stride + axis.extent
+        axes.append(axis._replace(high=covered - axis.size - axis.low))
+    return Window(*axes), high
+
+
+def _widened(x):
+    """Sums of 16-bit numbers are taken in float32, as PyTorch takes them."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

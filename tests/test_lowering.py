@@ -1,0 +1,537 @@
+"""Convolutions and poolings against PyTorch, in XLA's own form and in the CPU's."""
+
+import subprocess
+import sys
+import textwrap
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+
+from flax_nets import lowering
+
+FORMS = ("xla", "cpu")
+few = settings(max_examples=12, deadline=None, derandomize=True)
+ones_and_twos = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+def close(ours, theirs, limit):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= limit * np.abs(theirs).max()
+
+
+def nchw(x):
+    """A float64 leaf tensor [N, C, H, W] of an array [N, H, W, C]."""
+    return torch.tensor(np.asarray(x, np.float64).transpose(0, 3, 1, 2), requires_grad=True)
+
+
+def nhwc(x):
+    return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def check_images(function, reference, x, exact=False):
+    """Outputs, and gradients of the images, of both forms against PyTorch's."""
+    xt = nchw(x)
+    yt = reference(xt)
+    g = np.random.default_rng(1).standard_normal(yt.shape)
+    yt.backward(torch.tensor(g))
+    for form in FORMS:
+        with lowering.use(form):
+            y, back = jax.jit(lambda x, g: pull(function, g, x))(x, g.transpose(0, 2, 3, 1))
+        close(y, nhwc(yt), 0 if exact else 1e-12)
+        close(back[0], nhwc(xt.grad), 1e-9)
+
+
+def pull(function, g, *arrays):
+    y, back = jax.vjp(function, *arrays)
+    return y, back(g)
+
+
+def check_conv(rng, shape, taps, outputs, stride, padding, dilation, groups):
+    x = rng.standard_normal(shape)
+    kernel = rng.standard_normal((*taps, shape[3] // groups, outputs))
+    xt = nchw(x)
+    kt = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
+    (top, bottom), (left, right) = padding
+    framed = F.pad(xt, (left, right, top, bottom))
+    yt = F.conv2d(framed, kt, None, stride, 0, dilation, groups)
+    g = rng.standard_normal(yt.shape)
+    yt.backward(torch.tensor(g))
+
+    def function(x, kernel):
+        return lowering.conv(
+            x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
+        )
+
+    for form in FORMS:
+        with lowering.use(form):
+            y, (to_x, to_kernel) = jax.jit(lambda x, kernel, g: pull(function, g, x, kernel))(
+                x, kernel, g.transpose(0, 2, 3, 1)
+            )
+        close(y, nhwc(yt), 1e-12)
+        close(to_x, nhwc(xt.grad), 1e-9)
+        close(to_kernel, kt.grad.numpy().transpose(2, 3, 1, 0), 1e-9)
+
+
+@few
+@given(st.data())
+def test_conv(data):
+    draw = data.draw
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    taps, stride, dilation = draw(ones_and_twos), draw(ones_and_twos), draw(ones_and_twos)
+    side = st.tuples(st.integers(0, 2), st.integers(0, 2))
+    padding = (draw(side), draw(side))
+    smallest = [
+        max((k - 1) * d + 1 - sum(p), 1)
+        for k, d, p in zip(taps, dilation, padding, strict=True)
+    ]
+    size = [low + draw(st.integers(0, 4)) for low in smallest]
+    inputs, outputs = draw(st.integers(1, 3)) * groups, draw(st.integers(1, 3)) * groups
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    shape = (draw(st.integers(1, 2)), *size, inputs)
+    check_conv(rng, shape, taps, outputs, stride, padding, dilation, groups)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "taps", "stride", "padding", "dilation", "groups"),
+    [
+        pytest.param(8, (3, 5), 3, 1, 1, 1, 1, id="dense"),
+        pytest.param(9, (3, 5), 3, 2, 1, 1, 1, id="strided"),
+        pytest.param(9, (3, 4), 7, 2, 3, 1, 1, id="stem"),
+        pytest.param(7, (3, 5), 1, 2, 0, 1, 1, id="pointwise"),
+        pytest.param(9, (3, 5), 4, 4, 0, 1, 1, id="patch embedding"),
+        pytest.param(5, (3, 5), 5, 1, 0, 1, 1, id="whole image"),
+        pytest.param(2, (3, 5), 3, 1, 1, 1, 1, id="larger than its image"),
+        pytest.param(7, (4, 4), 3, 1, 1, 1, 4, id="depthwise"),
+        pytest.param(9, (4, 8), 5, 2, 2, 1, 4, id="depthwise with multiplier"),
+        pytest.param(9, (4, 4), 3, 3, 3, 2, 4, id="depthwise, strided and dilated"),
+        pytest.param(9, (4, 4), 2, 3, 0, 1, 4, id="depthwise, stride beyond the window"),
+        pytest.param(5, (6, 9), 1, 1, 0, 1, 3, id="grouped pointwise"),
+        pytest.param(6, (64, 64), 3, 1, 1, 1, 32, id="grouped, merged"),
+        pytest.param(6, (48, 24), 3, 2, 1, 1, 3, id="grouped, wide"),
+        pytest.param(4, (192, 192), 3, 1, 1, 1, 12, id="grouped, in a loop"),
+    ],
+)
+def test_conv_families(size, channels, taps, stride, padding, dilation, groups):
+    both = (padding, padding)
+    shape = (2, size, size, channels[0])
+    pairs = [(v, v) for v in (taps, stride, dilation)]
+    rng = np.random.default_rng(0)
+    check_conv(rng, shape, pairs[0], channels[1], pairs[1], (both, both), pairs[2], groups)
+
+
+SMALL = [  # x, kernel, keywords: one of each family
+    ((2, 5, 5, 2), (3, 3, 2, 3), {"padding": 1}),
+    ((2, 5, 6, 2), (3, 2, 2, 3), {"stride": 2, "dilation": (1, 2), "padding": 1}),
+    ((2, 5, 5, 3), (3, 3, 1, 6), {"stride": 2, "padding": 1, "groups": 3}),
+    ((2, 5, 5, 4), (3, 3, 2, 4), {"padding": 1, "groups": 2}),
+]
+
+
+def small(case):
+    shape, taps, keywords = case
+    rng = np.random.default_rng(0)
+    x, kernel, dx, dkernel = (rng.standard_normal(s) for s in (shape, taps, shape, taps))
+    return (lambda x, kernel: lowering.conv(x, kernel, **keywords)), x, kernel, dx, dkernel
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_conv_derivatives(case):
+    """Forward mode, reverse over reverse and forward over reverse agree between the forms."""
+    function, x, kernel, dx, dkernel = small(case)
+
+    def everything(x, kernel, dx, dkernel):
+        gradients = jax.grad(lambda x, k: jnp.sin(function(x, k)).sum(), (0, 1))
+        inner = lambda x, k: sum(jnp.sin(g).sum() for g in gradients(x, k))  # noqa: E731
+        return (
+            jax.jvp(function, (x, kernel), (dx, dkernel))[1],
+            *jax.grad(inner, (0, 1))(x, kernel),
+            *jax.jvp(gradients, (x, kernel), (dx, dkernel))[1],
+        )
+
+    results = []
+    for form in FORMS:
+        with lowering.use(form):
+            results.append(jax.jit(everything)(x, kernel, dx, dkernel))
+    for plain, fast in zip(*results, strict=True):
+        close(fast, plain, 1e-9)
+
+
+@pytest.mark.parametrize("case", [SMALL[0], *SMALL[2:]])
+@pytest.mark.parametrize("axes", [(0, None), (None, 1), (2, 0)])
+def test_conv_vmap(case, axes):
+    function, x, kernel, _, _ = small(case)
+    arrays = [
+        a if axis is None else np.stack([a, 2 * a + 1, a * a], axis)
+        for a, axis in zip((x, kernel), axes, strict=True)
+    ]
+    loss = jax.value_and_grad(lambda x, k: jnp.sin(function(x, k)).sum(), (0, 1))
+
+    def take(i):
+        return [
+            a if axis is None else np.take(a, i, axis)
+            for a, axis in zip(arrays, axes, strict=True)
+        ]
+
+    with lowering.use("cpu"):
+        together = jax.jit(jax.vmap(loss, axes))(*arrays)
+    with lowering.use("xla"):
+        alone = jax.jit(loss)
+        for i in range(3):
+            jax.tree.map(lambda a, b, i=i: close(a[i], b, 1e-9), together, alone(*take(i)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "taps", "keywords"),
+    [
+        pytest.param((8, 28, 28, 16), (3, 3, 16, 16), {"padding": 1}, id="dense"),
+        pytest.param((2, 9, 9, 16), (1, 1, 16, 16), {"stride": 2}, id="pointwise"),
+        pytest.param(
+            (2, 17, 17, 16), (3, 3, 1, 16), {"padding": 1, "stride": 2, "groups": 16}, id="depthwise"
+        ),
+        pytest.param((8, 28, 28, 32), (3, 3, 4, 32), {"padding": 1, "groups": 8}, id="grouped"),
+    ],
+)
+def test_conv_precision(shape, taps, keywords, dtype):
+    """At most 1.5 times PyTorch's distance from the truth."""
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(s), dtype) for s in (shape, taps))
+
+    def function(x, kernel):
+        return lowering.conv(x, kernel, **keywords)
+
+    g = jnp.asarray(rng.standard_normal(jax.eval_shape(function, x, kernel).shape), dtype)
+    with lowering.use("cpu"):
+        y, grads = pull(function, g, x, kernel)
+
+    def torch_pull(kind):
+        xt, gt = nchw(x).detach().to(kind).requires_grad_(), nchw(g).to(kind)
+        kt = torch.tensor(np.asarray(kernel, np.float64).transpose(3, 2, 0, 1)).to(kind)
+        yt = F.conv2d(xt, kt.requires_grad_(), None, **keywords)
+        yt.backward(gt)
+        back = kt.grad.double().numpy().transpose(2, 3, 1, 0)
+        return nhwc(yt.double()), nhwc(xt.grad.double()), back
+
+    truths, theirs = torch_pull(torch.float64), torch_pull(getattr(torch, dtype))
+    for truth, their, our in zip(truths, theirs, (y, *grads), strict=True):
+        assert our.dtype == dtype
+        error, limit = (np.abs(np.asarray(v, np.float64) - truth).max() for v in (our, their))
+        assert error <= 1.5 * limit
+
+
+def test_few_places():
+    """Where float32 takes the matrix product: the smallest maps of the deepest layers."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((2, 3, 3, 256)), rng.standard_normal((3, 3, 256, 8))
+    with lowering.use("cpu"):
+        y = lowering.conv(x.astype(np.float32), kernel.astype(np.float32), padding=1)
+        jaxpr = str(jax.make_jaxpr(lambda x, k: lowering.conv(x, k, padding=1))(x, kernel))
+    assert "conv[" in jaxpr
+    close(y, lowering.conv(x, kernel, padding=1), 1e-6)
+
+
+def pooling(draw):
+    window, dilation = draw(ones_and_twos), draw(st.sampled_from([(1, 1), (1, 1), (2, 3)]))
+    stride = draw(ones_and_twos)
+    padding = tuple(draw(st.integers(0, k // 2)) for k in window)
+    size = [
+        max((k - 1) * d + 1 - 2 * p, 1) + draw(st.integers(0, 6))
+        for k, d, p in zip(window, dilation, padding, strict=True)
+    ]
+    return window, dilation, stride, padding, size
+
+
+@few
+@given(st.data())
+def test_max_pool(data):
+    """On integers above zero, full of ties: the gradient goes to the first maximum."""
+    window, dilation, stride, padding, size = pooling(data.draw)
+    ceil_mode = data.draw(st.booleans())
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    x = np.maximum(rng.integers(-3, 3, (2, *size, 2)), 0).astype(np.float64)
+    check_images(
+        lambda x: lowering.max_pool(
+            x, window=window, stride=stride, padding=padding, ceil_mode=ceil_mode, dilation=dilation
+        ),
+        lambda x: F.max_pool2d(x, window, stride, padding, dilation, ceil_mode),
+        x,
+        exact=True,
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_max_pool_nan(form):
+    x = np.random.default_rng(0).standard_normal((1, 7, 7, 2))
+    x[0, 3, 3, 0] = np.nan
+    with lowering.use(form):
+        y = lowering.max_pool(x, window=3, stride=2, padding=1)
+    np.testing.assert_array_equal(y, nhwc(F.max_pool2d(nchw(x), 3, 2, 1)))
+
+
+@few
+@given(st.data())
+def test_avg_pool(data):
+    window, _, stride, padding, size = pooling(data.draw)
+    ceil_mode, count_include_pad = data.draw(st.booleans()), data.draw(st.booleans())
+    x = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal((2, *size, 2))
+    check_images(
+        lambda x: lowering.avg_pool(
+            x,
+            window=window,
+            stride=stride,
+            padding=padding,
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+        ),
+        lambda x: F.avg_pool2d(x, window, stride, padding, ceil_mode, count_include_pad),
+        x,
+    )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: lowering.max_pool(x, window=3, stride=2, padding=1),
+        lambda x: lowering.avg_pool(x, window=3, stride=2, padding=1, count_include_pad=False),
+    ],
+)
+def test_pool_derivatives(function):
+    rng = np.random.default_rng(0)
+    x, dx = np.maximum(rng.integers(-3, 3, (2, 2, 7, 8, 3)), 0).astype(np.float64)[:, None]
+
+    def everything(x, dx):
+        def gradient(x):
+            return jax.grad(lambda x: jnp.sin(x * jax.vmap(function)(x).mean()).sum())(x)
+
+        return (
+            jax.jvp(jax.vmap(function), (x,), (dx,))[1],
+            jax.grad(lambda x: jnp.sin(gradient(x)).sum())(x),
+            jax.jvp(gradient, (x,), (dx,))[1],
+            jax.vmap(lambda d: jax.jvp(function, (x[0],), (d,))[1])(dx),
+        )
+
+    results = []
+    for form in FORMS:
+        with lowering.use(form):
+            results.append(jax.jit(everything)(x, dx))
+    for plain, fast in zip(*results, strict=True):
+        close(fast, plain, 1e-9)
+
+
+@few
+@given(st.tuples(*[st.integers(1, 9)] * 2), st.tuples(*[st.sampled_from([1, 2, 3, 5, 7, None])] * 2))
+def test_adaptive_pools(size, output_size):
+    x = np.random.default_rng(0).integers(0, 4, (2, *size, 2)).astype(np.float64)
+    check_images(
+        lambda x: lowering.adaptive_avg_pool(x, output_size),
+        lambda x: F.adaptive_avg_pool2d(x, output_size),
+        x,
+    )
+    check_images(
+        lambda x: lowering.adaptive_max_pool(x, output_size),
+        lambda x: F.adaptive_max_pool2d(x, output_size),
+        x,
+        exact=True,
+    )
+
+
+def test_global_max():
+    x = np.random.default_rng(0).integers(0, 3, (2, 4, 5, 3)).astype(np.float64)
+    check_images(
+        lambda x: lowering.global_max(x, (1, 2), keepdims=True),
+        lambda x: F.adaptive_max_pool2d(x, 1),
+        x,
+        exact=True,
+    )
+    check_images(
+        lambda x: lowering.global_max(x, axis=-1)[..., None],
+        lambda x: x.max(1, keepdim=True).values,
+        x,
+        exact=True,
+    )
+    x[0, 1, 1] = np.nan
+    spread = jax.grad(lambda x: lowering.global_max(x, (1, 2)).sum())(x)
+    assert (spread[0] == (np.arange(20) == 6).reshape(4, 5, 1)).all()
+
+
+def test_sixteen_bits():
+    """Means are summed in float32, and everything keeps its type."""
+    x = np.random.default_rng(0).uniform(1, 2, (2, 32, 32, 3))
+    half = jnp.asarray(x, jnp.bfloat16)
+    exact = np.asarray(half, np.float64)
+    for form in FORMS:
+        with lowering.use(form):
+            mean = lowering.avg_pool(half, window=32)
+            top = lowering.max_pool(half, window=32)
+    for got, want in (
+        (mean, exact.mean((1, 2), keepdims=True)),
+        (lowering.adaptive_avg_pool(half, 1), exact.mean((1, 2), keepdims=True)),
+        (top, exact.max((1, 2), keepdims=True)),
+        (lowering.adaptive_max_pool(half, 1), exact.max((1, 2), keepdims=True)),
+    ):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(got, jnp.asarray(want, jnp.bfloat16))
+
+
+def network(x, kernels):
+    """Each family and each pooling once; [N, 8, 8, 4] -> [N]."""
+    x = lowering.conv(x, kernels["dense"], padding=1)
+    x = lowering.max_pool(x, window=3, stride=2, padding=1)
+    x = lowering.conv(x, kernels["depthwise"], padding=1, groups=4)
+    x = lowering.conv(x, kernels["grouped"], padding=1, groups=2)
+    x = lowering.avg_pool(x, window=2, padding=1)
+    return jnp.sin(lowering.conv(x, kernels["pointwise"])).sum((1, 2, 3))
+
+
+def network_arguments(n=2):
+    rng = np.random.default_rng(0)
+    shapes = {
+        "dense": (3, 3, 4, 4),
+        "depthwise": (3, 3, 1, 4),
+        "grouped": (3, 3, 2, 4),
+        "pointwise": (1, 1, 4, 5),
+    }
+    return rng.standard_normal((n, 8, 8, 4)), {
+        name: rng.standard_normal(shape) for name, shape in shapes.items()
+    }
+
+
+def test_scan_and_checkpoint():
+    x, kernels = network_arguments()
+
+    def loss(x, kernels):
+        return network(x, kernels).sum()
+
+    def steps(kernels, x):
+        def step(kernels, _):
+            gradients = jax.grad(jax.checkpoint(loss), 1)(x, kernels)
+            return jax.tree.map(lambda k, g: k - 0.01 * g, kernels, gradients), None
+
+        return jax.lax.scan(step, kernels, length=2)[0]
+
+    with lowering.use("xla"):
+        want = kernels
+        for _ in range(2):
+            gradients = jax.jit(jax.grad(loss, 1))(x, want)
+            want = jax.tree.map(lambda k, g: k - 0.01 * g, want, gradients)
+    got = jax.jit(steps)(kernels, x)
+    jax.tree.map(lambda a, b: close(a, b, 1e-9), got, want)
+
+
+def test_export():
+    """One exported function holds the plain form for a TPU and the CPU's form for a CPU."""
+    x, kernels = network_arguments(3)
+    step = jax.jit(jax.value_and_grad(lambda x, k: network(x, k).sum(), 1))
+    images = jax.ShapeDtypeStruct(
+        jax.export.symbolic_shape("n,8,8,4"), jnp.float64
+    )
+    both = jax.export.export(step, platforms=["cpu", "tpu"])(images, kernels)
+    jax.tree.map(lambda a, b: close(a, b, 1e-9), both.call(x, kernels), step(x, kernels))
+    per_platform = [
+        jax.export.export(step, platforms=[name])(x, kernels).mlir_module()
+        for name in ("tpu", "cpu")
+    ]
+    counts = [text.count("feature_group_count = 4") for text in per_platform]
+    assert counts[0] > 0 and counts[1] == 0
+
+
+def test_sharded():
+    """Images over two devices: compiler-sharded, with explicit types, and in `shard_map`."""
+    program = """
+        import jax, sys
+        import numpy as np
+        jax.config.update("jax_num_cpu_devices", 2)
+        jax.config.update("jax_enable_x64", True)
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+        from test_lowering import close, network, network_arguments
+        x, kernels = network_arguments(4)
+        loss = lambda x, kernels: network(x, kernels).sum()
+        want = jax.jit(jax.value_and_grad(loss, 1))(x, kernels)
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+            with jax.set_mesh(mesh):
+                images = jax.device_put(x, NamedSharding(mesh, P("data")))
+                weights = jax.device_put(kernels, NamedSharding(mesh, P()))
+                y = jax.jit(network)(images, weights)
+                assert y.sharding.spec == P("data"), y.sharding
+                if kind is AxisType.Auto:
+                    got = jax.jit(jax.value_and_grad(loss, 1))(images, weights)
+                    jax.tree.map(lambda a, b: close(a, b, 1e-9), got, want)
+                    mapped = jax.shard_map(
+                        lambda x, k: jax.lax.psum(loss(x, k), "data"),
+                        in_specs=(P("data"), P()), out_specs=P(),
+                    )
+                    got = jax.jit(jax.value_and_grad(mapped, 1))(images, weights)
+                    jax.tree.map(lambda a, b: close(a, b, 1e-9), got, want)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**__import__("os").environ, "PYTHONPATH": ":".join(["tests", "."])},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_choice(monkeypatch):
+    """The form is part of what jit remembers; the innermost choice counts."""
+
+    @jax.jit
+    def function(x):
+        seen.append(lowering.current())
+        return lowering.max_pool(x, window=2)
+
+    seen, x = [], np.zeros((1, 4, 4, 1))
+    monkeypatch.setenv("FLAX_NETS_LOWERING", "cpu")
+    function(x)
+    with lowering.use("xla"):
+        function(x)
+        function(x)
+        assert "reduce_window" in str(jax.make_jaxpr(function)(x))
+    lowering.set_lowering("xla")
+    function(x)
+    lowering.set_lowering("auto")
+    with lowering.use("cpu"):
+        assert lowering.current() == "cpu"
+    assert "max_pool" in str(jax.make_jaxpr(function)(x))
+    assert seen[:3] == ["cpu", "xla", "xla"] and seen[-1] == "auto"
+    monkeypatch.setattr("flax_nets.lowering.select._default", None)
+    monkeypatch.setenv("FLAX_NETS_LOWERING", "gpu")
+    with pytest.raises(ValueError, match="FLAX_NETS_LOWERING='gpu': expected one of 'auto'"):
+        function(np.zeros((1, 2, 2, 1)))
+    with pytest.raises(ValueError, match="form='fast'"):
+        lowering.use("fast")
+
+
+X = np.zeros((1, 4, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lowering.conv(X, np.zeros((5, 5, 4, 1))), "the image is too small: 4x4 pixels"),
+        (lambda: lowering.conv(X, np.zeros((3, 3, 3, 1))), "NHWC.* have 4 channels.*takes 3"),
+        (lambda: lowering.conv(X, np.zeros((3, 3, 2, 3)), groups=2), "gives 3, which groups must"),
+        (lambda: lowering.conv(X, np.zeros((3, 4, 1))), "kernel .height, width, I, O."),
+        (lambda: lowering.conv(X[0], np.zeros((3, 3, 4, 1))), r"\[N, H, W, C\] .NHWC"),
+        (lambda: lowering.conv(X, np.zeros((3, 3, 4, 1), np.float32)), "the kernel is float32"),
+        (lambda: lowering.conv(X, np.zeros((3, 3, 4, 1)), stride=0), "stride=0: expected an int"),
+        (lambda: lowering.conv(X, np.zeros((3, 3, 4, 1)), padding=(1, 1, 1)), "padding=.1, 1, 1."),
+        (lambda: lowering.max_pool(X, window=5), "the image is too small"),
+        (lambda: lowering.max_pool(X, window=3, padding=2), "padding=2 is more than half"),
+        (lambda: lowering.avg_pool(X, window=(9, 1)), "the image is too small"),
+        (lambda: lowering.adaptive_avg_pool(X, (1, 0)), r"output_size=\(1, 0\): expected a pos"),
+        (lambda: lowering.adaptive_max_pool(X[0], 1), "NHWC"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
