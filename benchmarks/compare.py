@@ -107,7 +107,8 @@ def torch_pass(model: torch.nn.Module, x: np.ndarray, train: bool) -> dict[str, 
     weights = loss_weights(outputs)
     sum((o * torch.tensor(w)).sum() for o, w in zip(outputs, weights, strict=True)).backward()
     gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in model.named_parameters()
     }
     return dict(
         outputs=outputs, gradients=gradients, input_gradient=inputs.grad, state=state_dict(model)
@@ -137,9 +138,7 @@ def flax_pass(model: Any, x: np.ndarray, train: bool) -> dict[str, Any]:
 
 def worst_errors(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     """The largest error of outputs, gradients and statistics; names must agree."""
-    outputs = max(
-        error(a, b) for a, b in zip(ours["outputs"], theirs["outputs"], strict=True)
-    )
+    outputs = max(error(a, b) for a, b in zip(ours["outputs"], theirs["outputs"], strict=True))
     assert set(ours["gradients"]) == set(theirs["gradients"])
     floor = 1e-6 * max(float(g.abs().max()) for g in theirs["gradients"].values())
     gradients = {

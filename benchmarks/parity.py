@@ -35,9 +35,8 @@ SIDES = {
     "vgg": 64,
     "nin": 128,
     "squeezenet": 64,
-    "inception_v3": 139,
+    "inception_v3": 299,  # the auxiliary head takes no smaller one
     "inception_v4": 139,
-    "senet": 64,
 }
 SIDE = 64
 LIMITS = {"outputs": 1e-12, "gradients": 1e-9, "input_gradient": 1e-9, "statistics": 1e-12}
@@ -63,10 +62,10 @@ def inputs(spec, train: bool) -> np.ndarray:
     side = SIDES.get(spec.file, SIDE)
     if "image_size" in spec.cls("torch_ref").__init__.__code__.co_varnames:
         side = spec.input_shape[0]
-    elif "senet154" in spec.name or spec.name.startswith("se_inception"):
-        side = 139 if "inception" in spec.name else side
-    if "cifar" in spec.name:
-        side = 32
+    elif spec.name in ("se_inception_v3", "googlenet_2014"):  # likewise
+        side = 299 if "inception" in spec.name else 224
+    elif "cifar" in spec.name or "highway" in spec.name:
+        side = spec.input_shape[0]
     return images(spec, 4 if train else 2 if side < 200 else 1, side)
 
 
@@ -115,16 +114,14 @@ def flax_side(job: str, folder: pathlib.Path) -> dict[str, object]:
 
         def part(prefix: str, theirs=theirs) -> dict[str, np.ndarray]:
             found = {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
-            return convert.port.open_checkpoint(found, native, model.spec.file, "auto").tensors
+            return convert.port.open_checkpoint(found, native, model.spec, "auto").tensors
 
         gradients = part("gradient/")
         assert set(gradients) == set(ours["gradients"]), "the names of the gradients differ"
         floor = 1e-6 * max(float(np.abs(g).max()) for g in gradients.values())
         mode = "train" if train else "eval"
         row[mode] = {
-            "outputs": max(
-                error(o, theirs[f"output/{i}"]) for i, o in enumerate(ours["outputs"])
-            ),
+            "outputs": max(error(o, theirs[f"output/{i}"]) for i, o in enumerate(ours["outputs"])),
             "gradients": max(error(ours["gradients"][k], g, floor) for k, g in gradients.items()),
             "input_gradient": error(ours["input_gradient"], theirs["input_gradient"]),
         }
@@ -138,7 +135,9 @@ def flax_side(job: str, folder: pathlib.Path) -> dict[str, object]:
                 default=0.0,
             )
     row["equal"] = all(
-        value <= LIMITS[what] for mode in ("eval", "train") for what, value in row.get(mode, {}).items()
+        value <= LIMITS[what]
+        for mode in ("eval", "train")
+        for what, value in row.get(mode, {}).items()
     )
     return row
 
@@ -176,7 +175,8 @@ def sweep(pattern: str, out: pathlib.Path, workers: int, seconds: float) -> list
     todo = [
         job
         for job in jobs()
-        if job not in done and (fnmatch.fnmatch(job, pattern) or fnmatch.fnmatch(job.partition("/")[2], pattern))
+        if job not in done
+        and (fnmatch.fnmatch(job, pattern) or fnmatch.fnmatch(job.partition("/")[2], pattern))
     ]
     end = time.monotonic() + seconds
     with out.open("a") as file, ThreadPoolExecutor(workers) as pool:

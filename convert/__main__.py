@@ -34,9 +34,7 @@ def port(args: argparse.Namespace) -> int:
     report = None
     if args.verify:
         quiet = args.json or not sys.stderr.isatty()
-        report = convert.verify(
-            model, args.src, progress=(lambda s: None) if quiet else _say
-        )
+        report = convert.verify(model, args.src, progress=(lambda s: None) if quiet else _say)
         result["verify"] = report.to_dict()
         if not args.json:
             print(report)
@@ -46,7 +44,8 @@ def port(args: argparse.Namespace) -> int:
         result["written"] = {"path": args.dst, "dialect": args.to, "tensors": len(state_dict)}
         if not args.json:
             size = sum(v.nbytes for v in state_dict.values())
-            print(f"wrote {args.dst}: {len(state_dict)} tensors, {size / 2**20:.1f} MiB, {args.to} names")
+            mebibytes = f"{size / 2**20:.1f} MiB"
+            print(f"wrote {args.dst}: {len(state_dict)} tensors, {mebibytes}, {args.to} names")
     if not args.dst and not args.verify and not args.json:
         print(f"{args.src} is a checkpoint of {args.model}; give DST to write it, or --verify")
     if args.json:

@@ -256,7 +256,7 @@ def load(
     one ValueError that names every key at fault.
     """
     native = [e.key for e in rules.entries(model)]
-    checkpoint = open_checkpoint(source, native, _spec(model), dialect)
+    checkpoint = open_checkpoint(source, native, spec_of(model), dialect)
     if hasattr(model, "spec"):
         for name, value in _implied(model.spec, checkpoint.dialect).items():
             checkpoint.note(f"{checkpoint.dialect.name} names imply {name}={value!r}, not this")
@@ -278,7 +278,7 @@ def export(model: nnx.Module | Mapping, dialect: str = "native") -> dict[str, np
     for key, rule, value in found:
         array = np.asarray(rule.layout.to_torch(np.asarray(value)), order="C")
         state_dict[key] = array.astype(np.int64) if rule.flax == "count" else array
-    chosen = _foreign(dialect, _spec(model), state_dict)
+    chosen = _foreign(dialect, spec_of(model), state_dict)
     state_dict = chosen.tensors_from_native(state_dict)
     return {chosen.from_native(k): v for k, v in state_dict.items()}
 
@@ -293,7 +293,8 @@ def _foreign(dialect: str, spec: registry.Spec | None, keys: Iterable[str]) -> d
     return max(named, key=lambda d: sum(d.from_native(k) != k for k in keys))
 
 
-def _spec(model: nnx.Module | Mapping) -> registry.Spec | None:
+def spec_of(model: nnx.Module | Mapping) -> registry.Spec | None:
+    """What `create_model` made a model of; None for a tree, or a module of the caller's own."""
     return getattr(model, "spec", None)
 
 

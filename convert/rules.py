@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from flax_nets import layers
-from flax_nets.models.attention import MultiHeadAttention
+from flax_nets.models.attention import Embedding, MultiHeadAttention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,10 @@ RULES: dict[type, tuple[Rule, ...]] = {
         Rule("running_var", "var"),
         Rule("num_batches_tracked", "count"),
     ),
+    Embedding: (Rule("weight", "embedding"),),
     MultiHeadAttention: tuple(
-        Rule(f"{name}_proj_weight", f"{name}_proj_kernel", OI_TO_IO) for name in ("in", "q", "k", "v")
+        Rule(f"{name}_proj_weight", f"{name}_proj_kernel", OI_TO_IO)
+        for name in ("in", "q", "k", "v")
     ),
 }
 

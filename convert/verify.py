@@ -61,8 +61,8 @@ class Report:
     def __str__(self) -> str:
         width = max(len(s.name) for s in self.stages)
         lines = [
-            f"{self.source} as {self.model} ({self.dialect} names, {self.parameters:,} parameters), "
-            "float64, against PyTorch:"
+            f"{self.source} as {self.model} ({self.dialect} names, "
+            f"{self.parameters:,} parameters), float64, against PyTorch:"
         ]
         for stage in self.stages:
             mark = "" if stage.error <= self.limit else "   <-- differs"
@@ -108,7 +108,10 @@ def verify(
             spec, checkpoint = port.prepare(registry.resolve(model), source, {}, dialect)
             held = checkpoint.tensors
         else:
-            spec, held = model.spec, port.export(model)
+            made_of, held = port.spec_of(model), port.export(model)
+            if made_of is None:
+                raise ValueError("verify takes a name, or a model made by flax_nets.create_model")
+            spec = made_of
             checkpoint = port.open_checkpoint(source, held, spec, dialect)
         ours = build(spec)
         port.fill(ours, dataclasses.replace(checkpoint, tensors=dict(held)), jnp.float64)

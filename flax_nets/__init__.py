@@ -9,6 +9,7 @@
 from flax_nets.create import create_model
 from flax_nets.functional import functional
 from flax_nets.inspect.features import features
+from flax_nets.inspect.summary import summary
 from flax_nets.layers import (
     AdaptiveAvgPool,
     AdaptiveMaxPool,
@@ -23,6 +24,13 @@ from flax_nets.layers import (
     Sequential,
     StochasticDepth,
 )
+from flax_nets.models.attention import (
+    LocalAttention,
+    MultiHeadAttention,
+    SparseAttention,
+    Transformer,
+    transformer_base,
+)
 from flax_nets.registry import list_models
 
 __version__ = "0.1.0"
@@ -36,12 +44,18 @@ __all__ = [
     "Dropout",
     "LayerNorm",
     "Linear",
+    "LocalAttention",
     "LocalResponseNorm",
     "MaxPool",
+    "MultiHeadAttention",
     "Sequential",
+    "SparseAttention",
     "StochasticDepth",
+    "Transformer",
     "create_model",
     "features",
     "functional",
     "list_models",
+    "transformer_base",
+    "summary",
 ]

@@ -86,13 +86,13 @@ def set_dtype(model: nnx.Module, dtype: Any) -> None:
 
 def require_x64(dtype: Any) -> None:
     """Refuse float64 where JAX would silently make it float32."""
-    if dtype is not None and jnp.dtype(dtype) in (jnp.dtype("float64"), jnp.dtype("complex128")):
-        if not jax.config.jax_enable_x64:
-            raise ValueError(
-                "float64 was asked for, and JAX has it switched off: call "
-                'jax.config.update("jax_enable_x64", True) first, or set JAX_ENABLE_X64=1 '
-                "(for a float64 checkpoint, param_dtype=jax.numpy.float32 narrows it)"
-            )
+    if dtype is None or jax.dtypes.canonicalize_dtype(dtype) == jnp.dtype(dtype):
+        return
+    raise ValueError(
+        "float64 was asked for, and JAX has it switched off: call "
+        'jax.config.update("jax_enable_x64", True) first, or set JAX_ENABLE_X64=1 '
+        "(for a float64 checkpoint, param_dtype=jax.numpy.float32 narrows it)"
+    )
 
 
 def _reseed(model: nnx.Module, seed: nnx.Rngs | int) -> None:

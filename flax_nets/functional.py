@@ -29,7 +29,7 @@ def functional(model: nnx.Module) -> tuple[Callable[..., tuple[Any, Tree]], Tree
     >>> logits.shape
     (2, 10)
     """
-    graph, params, random, state = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    graph, params, random, state = _split(model)
     copy = nnx.merge(graph, params, random, state)
     set_mode(copy, train=True)
     graphs = {True: nnx.graphdef(copy)}
@@ -47,10 +47,14 @@ def functional(model: nnx.Module) -> tuple[Callable[..., tuple[Any, Tree]], Tree
             )
         merged = nnx.merge(graphs[train], params, reseeded(random, rngs), state)
         output = merged(x)
-        new_state = nnx.to_pure_dict(nnx.split(merged, nnx.Param, nnx.RngState, ...)[3])
-        return output, new_state
+        return output, nnx.to_pure_dict(_split(merged)[3])
 
     return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+
+
+def _split(model: nnx.Module) -> Any:
+    """(graph, parameters, random state, all other numbers)."""
+    return nnx.split(model, nnx.Param, nnx.RngState, ...)
 
 
 def set_mode(model: nnx.Module, train: bool) -> None:

@@ -94,7 +94,7 @@ FAMILIES = {
         },
         reduce=lambda a: dict(widths=(8, 8, 12, 16, 16), hidden=24),
         image={"vgg16_c": 256, "default": 64},
-        libraries={"torchvision/vgg11_bn": {}, "timm/vgg11": {}},
+        libraries={"torchvision/vgg11": {}, "timm/vgg11": {}},
         parameters={
             "vgg11": 132_863_336,
             "vgg13": 133_047_848,

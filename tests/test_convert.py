@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -132,11 +133,12 @@ def test_rules_are_by_layer_type():
 @pytest.mark.parametrize("dialect", dialects.all_dialects(), ids=lambda d: f"{d.name}-{d.file}")
 def test_dialects_work_in_both_directions(dialect):
     for native, foreign in dialect.renames:
-        sample = native.format(n=3, m=4, rest="weight", **{k: 5 for k in "abijk"})
-        expected = foreign.format(n=3, m=4, rest="weight", **{k: 5 for k in "abijk"})
-        assert dialect.to_native(dialect.from_native(sample)) == sample
-        if dialect.from_native(sample) == expected:
-            assert dialect.to_native(expected) == sample
+        holes = set(re.findall(r"{(\w+)}", native + foreign))
+        values = {
+            hole: "weight" if hole == "rest" else i + 3 for i, hole in enumerate(sorted(holes))
+        }
+        assert dialect.from_native(native.format(**values)) == foreign.format(**values)
+        assert dialect.to_native(foreign.format(**values)) == native.format(**values)
 
 
 def test_an_unknown_dialect_names_the_known():
@@ -149,7 +151,7 @@ def test_verify_finds_equality_and_the_stage_that_differs(saved, lenet):
     report = convert.verify("lenet5", saved)
     assert report
     assert report.output_error <= 1e-12
-    assert [s.name for s in report.stages][0] == "conv1"
+    assert report.stages[0].name == "conv1"
     assert "equal: every stage" in str(report)
     model = flax_nets.create_model("lenet5", weights=saved)
     lenet["conv2.weight"] = lenet["conv2.weight"].copy()

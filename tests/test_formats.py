@@ -550,7 +550,7 @@ def test_placeholders_stay_inert(tmp_path, body):
 
 def call_often(function, argument):
     """A pickle that calls one function 200 times with one object of some kilobytes."""
-    return b"\x80\x02" + argument + b"\x85q\0c" + function + b"\nq\1" + b"h\1h\0R" * 200 + b"N"
+    return b"\x80\x02" + argument + b"\x85q\0c" + function + b"\nq\1" + b"h\1h\0R" * 200 + b"?"
 
 
 NUMBERS, SIZE = np.arange(6, dtype="<f4").tobytes(), struct.pack("<q", 6)
@@ -596,13 +596,13 @@ HOSTILE = {
     ),
     "copies of a text": (
         call_often(b"_codecs\nencode", b"X\x88\x13\0\0" + b"a" * 5000 + b"X\6\0\0\0latin1"),
-        "a pickle that does not end",
+        "found pickle opcode",
     ),
     "extension": (b"\x82\1.", "found pickle opcode"),
     "persistent text": (b"P0\n.", "found pickle opcode"),
     "instance": (b"(ios\nsystem\n.", "found pickle opcode"),
     "name without end": (b"c" + b"a" * 5000, DAMAGED),
-    "no end": (b"]" * 1000, "a pickle that does not end"),
+    "no end": (b"]" * 1000, "does not end|found pickle opcode"),
     "protocol 0": (pickle.dumps({"a": 1}, 0), "found pickle opcode"),
     "shape outside": (TENSOR % b"K\0K\7\x85K\1\x85", "a tensor of shape"),
     "offset outside": (TENSOR % b"K\1K\6\x85K\1\x85", "a tensor of shape"),

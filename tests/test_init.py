@@ -119,5 +119,7 @@ def test_the_check_can_fail():
     assert "outside" in disagreement(init.uniform(math.sqrt(3)), sample)
     flat = rng.uniform(-math.sqrt(3), math.sqrt(3), size=4000)
     assert "tails" in disagreement(init.normal(1.0), flat)
-    assert disagreement(init.trunc_normal(1.0, low=-1.0, high=1.0), sample[np.abs(sample) < 1]) is None
+    assert (
+        disagreement(init.trunc_normal(1.0, low=-1.0, high=1.0), sample[np.abs(sample) < 1]) is None
+    )
     assert "not all" in disagreement(init.zeros, sample)

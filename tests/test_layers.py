@@ -116,7 +116,9 @@ def test_batch_norm_has_no_negative_variance_under_a_large_mean(dtype):
 
 
 @few
-@given(n=st.integers(1, 3), length=sizes, width=st.integers(2, 9), eps=st.sampled_from([1e-6, 1e-5]))
+@given(
+    n=st.integers(1, 3), length=sizes, width=st.integers(2, 9), eps=st.sampled_from([1e-6, 1e-5])
+)
 def test_layer_norm(n, length, width, eps):
     x = np.random.default_rng(0).normal(size=(n, length, width))
     compare(layers.LayerNorm(width, eps, rngs=nnx.Rngs(0)), nn.LayerNorm(width, eps), x)
@@ -124,7 +126,11 @@ def test_layer_norm(n, length, width, eps):
 
 @few
 @given(
-    c=sizes, size=st.integers(1, 6), alpha=st.floats(1e-4, 1), beta=st.floats(0.5, 1), k=st.floats(1, 2)
+    c=sizes,
+    size=st.integers(1, 6),
+    alpha=st.floats(1e-4, 1),
+    beta=st.floats(0.5, 1),
+    k=st.floats(1, 2),
 )
 def test_local_response_norm(c, size, alpha, beta, k):
     args = (size, alpha, beta, k)
@@ -146,9 +152,7 @@ def test_pooling(shape, kernel, stride, padding, ceil_mode, count_include_pad):
     ties = np.maximum(np.round(x), 0)  # many equal zeros: the gradient goes to the first
     args = (kernel, stride, padding)
     for values in (x, ties):
-        compare(
-            layers.MaxPool(*args, ceil_mode), nn.MaxPool2d(*args, ceil_mode=ceil_mode), values
-        )
+        compare(layers.MaxPool(*args, ceil_mode), nn.MaxPool2d(*args, ceil_mode=ceil_mode), values)
     tail = (ceil_mode, count_include_pad)
     compare(layers.AvgPool(*args, *tail), nn.AvgPool2d(*args, *tail), x)
 

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from cases import FAMILIES
+
+import convert
+import flax_nets
 from benchmarks.compare import (
     GRADIENT,
     OUTPUT,
@@ -21,9 +24,6 @@ from benchmarks.compare import (
     twin,
     worst_errors,
 )
-
-import convert
-import flax_nets
 from flax_nets import registry
 
 FULL = [
@@ -44,9 +44,7 @@ def make(file, name, overrides):
     family = FAMILIES[file]
     spec = registry.resolve(name).with_arguments(**overrides)
     reference = twin(spec, dropout=0.0)
-    model = flax_nets.create_model(
-        name, weights=state_dict(reference), dropout=0.0, **overrides
-    )
+    model = flax_nets.create_model(name, weights=state_dict(reference), dropout=0.0, **overrides)
     side = spec.arguments.get("image_size", family.side(name))
     return reference, model, images(spec, family.batch, side)
 
@@ -101,7 +99,9 @@ def test_outputs_of_every_other_variant(file, name):
     assert error(ours, theirs) <= OUTPUT
 
 
-@pytest.mark.parametrize(("file", "name"), [pytest.param(p.values[0], p.values[1], id=p.id) for p in [*FULL, *OTHERS]])
+@pytest.mark.parametrize(
+    ("file", "name"), [pytest.param(p.values[0], p.values[1], id=p.id) for p in [*FULL, *OTHERS]]
+)
 def test_names_and_shapes_at_full_size(file, name):
     """Through shapes alone: nothing of full size is drawn on either side."""
     spec = registry.resolve(name)

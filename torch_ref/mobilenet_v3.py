@@ -154,6 +154,8 @@ class MobileNetV3(nn.Module):
             nn.Linear(head, num_classes) if num_classes else nn.Identity(),
         )
         initialise_mobile(self, initialise)
+        if initialise == "timm":  # this layer is a convolution there
+            nn.init.kaiming_normal_(self.classifier[0].weight, mode="fan_out")
 
     def forward(self, x):
         x = self.features(x)

@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Downsample(nn.Module):
-    """Shortcut A of the paper (section 4.2): every second pixel, new channels zero. No parameters."""
+    """Shortcut A (section 4.2): every second pixel, new channels zero, no parameters."""
 
     def __init__(self, in_channels, channels, stride):
         super().__init__()
@@ -88,7 +88,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images [N, in_channels, H, W] -> logits [N, num_classes] (pooled features where that is 0)."""
+    """Images [N, in_channels, H, W] -> logits [N, num_classes] (0: pooled features)."""
 
     blocks = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
@@ -119,7 +119,9 @@ class ResNet(nn.Module):
             stage = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                made = self._block(block, channels_in, channels, stride, groups, base_width, shortcut)
+                made = self._block(
+                    block, channels_in, channels, stride, groups, base_width, shortcut
+                )
                 stage.append(made)
                 channels_in = channels * made.expansion
             setattr(self, self.stages[i], nn.Sequential(*stage))

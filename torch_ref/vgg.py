@@ -112,28 +112,33 @@ def rescale(images, size):
     return F.interpolate(images, shape, mode="bilinear", align_corners=False, antialias=True)
 
 
+def mirrored(images):
+    """Images [N, C, H, W] and their mirror images -> [2 * N, C, H, W]."""
+    return torch.cat([images, torch.flip(images, (3,))])
+
+
 def dense_evaluation(model, images, sizes=(256, 384, 512)):
     """Class probabilities [N, num_classes] over whole images, the mean of scales and flips."""
-    probabilities = []
+    means = []
     for size in sizes:
-        scaled = rescale(images, size)
-        for view in (scaled, torch.flip(scaled, (3,))):
-            probabilities.append(torch.softmax(model.slide(model.features(view)), 1))
-    return sum(probabilities) / len(probabilities)
+        x = mirrored(rescale(images, size))
+        probabilities = torch.softmax(model.slide(model.features(x)), 1)  # [2 * N, num_classes]
+        means.append(torch.mean(probabilities.reshape(2, len(images), -1), 0))
+    return sum(means) / len(means)
 
 
 def multi_crop_evaluation(model, images, sizes=(256, 384, 512), crop=224, grid=5):
     """Class probabilities [N, num_classes], the mean of scales, flips and a grid of crops."""
-    probabilities = []
+    means = []
     for size in sizes:
-        scaled = rescale(images, size)
-        tops = [round(i * (scaled.shape[2] - crop) / (grid - 1)) for i in range(grid)]
-        lefts = [round(i * (scaled.shape[3] - crop) / (grid - 1)) for i in range(grid)]
-        for top, left in itertools.product(tops, lefts):
-            window = scaled[:, :, top : top + crop, left : left + crop]
-            for view in (window, torch.flip(window, (3,))):
-                probabilities.append(torch.softmax(model(view), 1))
-    return sum(probabilities) / len(probabilities)
+        x = rescale(images, size)
+        tops = [round(i * (x.shape[2] - crop) / (grid - 1)) for i in range(grid)]
+        lefts = [round(i * (x.shape[3] - crop) / (grid - 1)) for i in range(grid)]
+        corners = itertools.product(tops, lefts)
+        windows = [x[:, :, i : i + crop, j : j + crop] for i, j in corners]
+        probabilities = torch.cat([torch.softmax(model(mirrored(x)), 1) for x in windows])
+        means.append(torch.mean(probabilities.reshape(2 * grid**2, len(images), -1), 0))
+    return sum(means) / len(means)
 
 
 NETWORK = "VGG"

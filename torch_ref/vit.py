@@ -123,7 +123,9 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x):
         x = self.conv_proj(x).flatten(2).transpose(1, 2)  # [N, C, H, W] -> [N, H*W, C]
-        tokens = [self.class_token] if self.dist_token is None else [self.class_token, self.dist_token]
+        tokens = (
+            [self.class_token] if self.dist_token is None else [self.class_token, self.dist_token]
+        )
         x = torch.cat([*(t.expand(len(x), -1, -1) for t in tokens), x], 1)
         x = self.encoder(x)
         if self.dist_token is not None:

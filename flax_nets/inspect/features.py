@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -36,9 +36,11 @@ def _children(module: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(module, nnx.List):
         return [(str(i), child) for i, child in enumerate(module)]
     attributes = vars(module)
-    order = module.names if isinstance(module, Sequential) else [
-        name for name in attributes if not name.startswith("_")
-    ]
+    order = (
+        module.names
+        if isinstance(module, Sequential)
+        else [name for name in attributes if not name.startswith("_")]
+    )
     return [(name, attributes[name]) for name in order]
 
 
@@ -53,14 +55,19 @@ def names(model: nnx.Module) -> list[str]:
 
 
 def stages(model: nnx.Module) -> list[str]:
-    """The top-level children, and each block: the members of the sequences among them."""
+    """The top-level children, and each block: the members of the sequences among them.
+
+    Auxiliary heads, which are called in train mode alone, are among them in train mode alone.
+    """
     found = modules(model)
+    silent = getattr(model, "aux_layers", ()) if getattr(model, "deterministic", False) else ()
     chosen = []
     for name in found:
         parent, _, _ = name.rpartition(".")
-        if not parent or (parent in chosen and isinstance(found[parent], Sequential)):
-            chosen.append(name)
-        elif parent and parent not in found:  # members of an nnx.List
+        if name in silent:
+            continue
+        of_list = parent not in found  # the top level, or a member of an nnx.List
+        if of_list or (parent in chosen and isinstance(found[parent], Sequential)):
             chosen.append(name)
     return chosen
 
@@ -91,10 +98,7 @@ def features(model: nnx.Module, x: jax.Array, names: Iterable[str]) -> dict[str,
         if name in found:
             exact.add(name)
     record: dict[str, Any] = {}
-    for name in wanted:
-        module = found[name]
-        object.__setattr__(module, "__class__", _recording(type(module)))
-        object.__setattr__(module, "_record", functools.partial(_store, record, name))
+    watch({name: found[name] for name in wanted}, record)
     copy(x)
     silent = sorted(exact - set(record))
     if silent:
@@ -102,18 +106,26 @@ def features(model: nnx.Module, x: jax.Array, names: Iterable[str]) -> dict[str,
     return record
 
 
-def _store(record: dict[str, Any], name: str, output: Any) -> None:
-    record.pop(name, None)
-    record[name] = output
+def watch(modules: Mapping[str, nnx.Module], record: dict[str, Any]) -> None:
+    """From now on each call of a module keeps its output in `record`, under the module's name.
+
+    What it computes stands under that name in jaxprs and profiles (`jax.named_scope`).
+    """
+    for name, module in modules.items():
+        object.__setattr__(module, "__class__", _recording(type(module)))
+        object.__setattr__(module, "_watched", (name, record))
 
 
 @functools.cache
 def _recording(cls: type) -> type:
-    """A subclass whose calls hand their output to `_record`."""
+    """A subclass whose calls note their output."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = cls.__call__(self, *args, **kwargs)
-        self._record(output)
+        name, record = self._watched
+        with jax.named_scope(name):
+            output = cls.__call__(self, *args, **kwargs)
+        record.pop(name, None)  # so that the order is that of the last calls
+        record[name] = output
         return output
 
     return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})

@@ -23,7 +23,7 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """A distribution: `constant`, `uniform` on [low, high], `normal`, or `normal` cut at [low, high].
+    """A distribution: `constant`, `uniform` on [low, high], or `normal`, cut at [low, high].
 
     `normal` has the given mean and std (before the cut, as `torch.nn.init.trunc_normal_`).
     `factors`, where given, scale the draws, one factor per index of the first axis.
@@ -78,6 +78,7 @@ class Init:
 
 
 def constant(value: float) -> Init:
+    """The same number everywhere."""
     return Init("constant", mean=float(value))
 
 
@@ -90,6 +91,7 @@ def uniform(bound: float) -> Init:
 
 
 def normal(std: float, mean: float = 0.0) -> Init:
+    """Normal without a cut."""
     return Init("normal", mean=mean, std=std)
 
 

@@ -65,7 +65,11 @@ class Conv(nnx.Module):
         if isinstance(padding, str) and padding != "same":
             raise ValueError(f'padding must be numbers or "same", got {padding!r}')
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.dilation = pair(kernel_size), pair(stride), pair(dilation)
+        self.kernel_size, self.stride, self.dilation = (
+            pair(kernel_size),
+            pair(stride),
+            pair(dilation),
+        )
         self.padding = padding if isinstance(padding, str) else pair(padding)
         self.groups, self.dtype = groups, dtype
         shape = (*self.kernel_size, in_channels // groups, out_channels)
@@ -93,7 +97,7 @@ class Conv(nnx.Module):
         return y
 
     def _padding(self, shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        if self.padding != "same":
+        if not isinstance(self.padding, str):
             top, left = self.padding
             return (top, top), (left, left)
         sides = []

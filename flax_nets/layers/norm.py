@@ -66,7 +66,7 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self._batch_statistics(x)
         factor = jax.lax.rsqrt(var + jnp.asarray(self.eps, wide))
-        if self.scale is None:
+        if self.scale is None or self.bias is None:
             return ((x - along_last(mean, x.ndim)) * along_last(factor, x.ndim)).astype(dtype)
         factor = factor * self.scale[...].astype(wide)
         y = (x - along_last(mean, x.ndim)) * along_last(factor, x.ndim)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from flax_nets import lowering
 from flax_nets.layers.linear import Pair, pair
+from flax_nets.layers.norm import accumulation_dtype
 
 
 class MaxPool(nnx.Module):
@@ -23,7 +24,11 @@ class MaxPool(nnx.Module):
     """
 
     def __init__(
-        self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, ceil_mode: bool = False
+        self,
+        kernel_size: Pair,
+        stride: Pair | None = None,
+        padding: Pair = 0,
+        ceil_mode: bool = False,
     ):
         self.kernel_size, self.padding = pair(kernel_size), pair(padding)
         self.stride = self.kernel_size if stride is None else pair(stride)
@@ -94,6 +99,6 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
         return jnp.mean(x, (1, 2))
     # On CPU XLA adds the places of so few channels one after the other, at twice PyTorch's error
     # in float32. Two short sums, kept apart by the barrier, round less.
-    rows = jnp.sum(x, 2, dtype=jnp.promote_types(x.dtype, jnp.float32))
+    rows = jnp.sum(x, 2, dtype=accumulation_dtype(x.dtype))
     total = jnp.sum(jax.lax.optimization_barrier(rows), 1)
     return (total / (x.shape[1] * x.shape[2])).astype(x.dtype)

@@ -27,7 +27,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from flax_nets.lowering import select
-from flax_nets.lowering.window import Axis, Padding, Pair, Window, frame, make, views
+from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, views
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -77,7 +77,7 @@ def conv(
     form = select.current()
     if form == "xla":
         return _xla_forward(x, kernel, **params)
-    return forward_p.bind(x, kernel, form=form, **params)
+    return forward_p.bind(*select.agree(x, kernel), form=form, **params)
 
 
 # XLA's own forms
@@ -97,21 +97,23 @@ def _xla_forward(x, kernel, *, window, groups, precision):
 
 
 def _xla_to_image(g, kernel, **params):
-    x = jnp.zeros(_image_shape(g, kernel, params["window"], params["groups"]), g.dtype)
-    return jax.vjp(lambda x: _xla_forward(x, kernel, **params), x)[1](g)[0]
+    x = _image(g, kernel, params["window"], params["groups"])
+    return select.transposed(lambda x: _xla_forward(x, kernel, **params), x, g)
 
 
 def _xla_to_kernel(x, g, **params):
-    kernel = jnp.zeros(_kernel_shape(x, g, params["window"], params["groups"]), g.dtype)
-    return jax.vjp(lambda kernel: _xla_forward(x, kernel, **params), kernel)[1](g)[0]
+    kernel = _kernel(x, g, params["window"], params["groups"])
+    return select.transposed(lambda kernel: _xla_forward(x, kernel, **params), kernel, g)
 
 
-def _image_shape(g, kernel, window: Window, groups: int = 1):
-    return (g.shape[0], window.rows.size, window.columns.size, kernel.shape[2] * groups)
+def _image(g, kernel, window: Window, groups: int = 1):
+    """Zeros of the images' type."""
+    return blank(g, window, kernel.shape[2] * groups)
 
 
-def _kernel_shape(x, g, window: Window, groups: int = 1):
-    return (*window.taps, x.shape[3] // groups, g.shape[3])
+def _kernel(x, g, window: Window, groups: int = 1):
+    """Zeros of the kernel's type."""
+    return lax.full_like(g, 0, shape=(*window.taps, x.shape[3] // groups, g.shape[3]))
 
 
 # Dense, on CPU
@@ -125,9 +127,10 @@ def _dense_forward(x, kernel, window: Window, precision, groups=1):
 
 def _dense_to_image(g, kernel, window: Window, precision, groups=1):
     back = Window(*(_backwards(axis) for axis in window))
-    if _flat(window) or _outside(back) or _patches_pay(g, kernel, window):
-        x = jax.ShapeDtypeStruct(_image_shape(g, kernel, window), g.dtype)
-        return jax.linear_transpose(lambda x: _patch_product(x, kernel, window, precision), x)(g)[0]
+    slow = _outside(back) or _naive_stride(g, window)
+    if _flat(window) or slow or _few_places(g, kernel, window):
+        x = _image(g, kernel, window)
+        return select.transposed(lambda x: _patch_product(x, kernel, window, precision), x, g)
     return lax.conv_general_dilated(
         g,
         lax.rev(kernel, (0, 1)).swapaxes(2, 3),
@@ -142,9 +145,9 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
     if _flat(window) or _outside(Window(*(_sideways(axis) for axis in window))):
-        patches, shape = _patches(x, window), _kernel_shape(x, g, window)
         contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
-        return lax.dot_general(patches, g, contract, precision=precision).reshape(shape)
+        kernel = lax.dot_general(_patches(x, window), g, contract, precision=precision)
+        return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
     return sum(_one_band(*band, precision) for band in _bands(x, g, window))
 
 
@@ -235,28 +238,21 @@ def _outside(window: Window) -> bool:
     return _small(window) and any(axis.extent > axis.size for axis in window)
 
 
-def _few_places(x, kernel, window: Window) -> bool:
-    """Deep and small, where XLA's convolution spends its time on packing the kernel."""
-    places = x.shape[0] * window.out[0] * window.out[1]
+def _few_places(y, kernel, window: Window) -> bool:
+    """Deep in a network: XLA's float32 convolution spends its time on packing the kernel."""
+    places = y.shape[0] * window.out[0] * window.out[1]
     return (
-        x.dtype == jnp.float32
+        y.dtype == jnp.float32
         and _small(window)
-        and kernel.shape[2] >= 256
+        and min(kernel.shape[2:]) >= 256
         and isinstance(places, int)  # not with a symbolic number of images
         and places <= 512
     )
 
 
-def _patches_pay(g, kernel, window: Window) -> bool:
-    """Back to the image by a matrix product, and a sum of its shifted parts.
-
-    A stride puts zeros between the rows of `g`, which in float64 means a naive loop; otherwise it
-    pays as long as the patches stay in the cache.
-    """
-    numbers = g.shape[0] * window.out[0] * window.out[1] * kernel[..., 0].size
-    if g.dtype == jnp.float64:
-        return _small(window) and window.stride != (1, 1)
-    return _small(window) and isinstance(numbers, int) and numbers <= 2**22
+def _naive_stride(g, window: Window) -> bool:
+    """A stride puts zeros between the rows of `g`, for which XLA has a naive loop in float64."""
+    return g.dtype == jnp.float64 and _small(window) and window.stride != (1, 1)
 
 
 # Depthwise, on CPU: every output channel sees one input channel
@@ -326,24 +322,24 @@ def _grouped_forward(x, kernel, window: Window, precision, groups):
 
 def _grouped_to_image(g, kernel, window: Window, precision, groups):
     if window.taps == (1, 1):
-        x = jax.ShapeDtypeStruct(_image_shape(g, kernel, window, groups), g.dtype)
-        return jax.linear_transpose(
-            lambda x: _group_product(x, kernel, window, precision, groups), x
-        )(g)[0]
+        x = _image(g, kernel, window, groups)
+        return select.transposed(
+            lambda x: _group_product(x, kernel, window, precision, groups), x, g
+        )
     blocks = _blocks(groups, kernel.shape)
     parts = _apart(g, blocks), _merged(kernel, groups, blocks)
     return _together(_each(_dense_to_image, *parts, window, precision))
 
 
 def _grouped_to_kernel(x, g, window: Window, precision, groups):
-    kernel = jax.ShapeDtypeStruct(_kernel_shape(x, g, window, groups), g.dtype)
+    kernel = _kernel(x, g, window, groups)
     if window.taps == (1, 1):
-        return jax.linear_transpose(
-            lambda kernel: _group_product(x, kernel, window, precision, groups), kernel
-        )(g)[0]
+        return select.transposed(
+            lambda kernel: _group_product(x, kernel, window, precision, groups), kernel, g
+        )
     blocks = _blocks(groups, kernel.shape)
     merged = _each(_dense_to_kernel, _apart(x, blocks), _apart(g, blocks), window, precision)
-    return jax.linear_transpose(lambda kernel: _merged(kernel, groups, blocks), kernel)(merged)[0]
+    return select.transposed(lambda kernel: _merged(kernel, groups, blocks), kernel, merged)
 
 
 def _group_product(x, kernel, window: Window, precision, groups):

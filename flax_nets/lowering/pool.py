@@ -18,7 +18,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from flax_nets.lowering import select
-from flax_nets.lowering.window import Axis, Padding, Pair, Window, frame, make, views
+from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, views
 
 # Maximum
 
@@ -189,8 +189,7 @@ def _cpu_sum(x, *, window: Window):
 
 def _spread(g, *, window: Window, total: Callable):
     """The transpose: each window's cotangent goes to all that it sees."""
-    x = jnp.zeros((g.shape[0], window.rows.size, window.columns.size, g.shape[3]), g.dtype)
-    return jax.vjp(lambda x: total(x, window=window), x)[1](g)[0]
+    return select.transposed(lambda x: total(x, window=window), blank(g, window, g.shape[3]), g)
 
 
 sum_p = select.define("sum_pool", _xla_sum, _cpu_sum, _fold)
@@ -306,7 +305,7 @@ def _geometry(x, window, stride, padding, ceil_mode: bool, dilation):
         if (out - 1) * axis.stride >= axis.size + axis.low:
             out -= 1
         covered = (out - 1) * axis.stride + axis.extent
-        axes.append(axis._replace(high=covered - axis.size - axis.low))
+        axes.append(axis._replace(high=max(covered - axis.size - axis.low, 0)))
     return Window(*axes), high
 
 

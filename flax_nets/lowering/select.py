@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -84,10 +85,14 @@ def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primi
     def _(*arrays, **params):
         return _jitted(primitive, tuple(params.items()))(*arrays)
 
+    @functools.lru_cache(maxsize=4096)  # networks repeat their layers
+    def result(avals, params):
+        # through the plain form, which knows sharded and per-device types as well
+        return jax.make_jaxpr(functools.partial(plain, **dict(params)))(*avals).out_avals[0]
+
     @primitive.def_abstract_eval
     def _(*avals, form, **params):
-        # through the plain form, which knows about sharded and per-device types as well
-        return jax.make_jaxpr(functools.partial(plain, **params))(*avals).out_avals[0]
+        return result(avals, tuple(params.items()))
 
     def rule(arrays, axes, **params):
         first = [
@@ -103,11 +108,36 @@ def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primi
         def chosen(*arrays, form, **params):
             return (fast if form == "cpu" else best)(*arrays, **params)
 
-        return mlir.lower_fun(chosen, multiple_results=False)
+        inline = mlir.lower_fun(chosen, multiple_results=False)
+
+        def rule(context, *operands, **params):
+            # The compiler shards what comes out. A form sees shapes and dtypes only: with a mesh of
+            # explicit axes in force, JAX would want each of its steps to say how it is sharded.
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                types = [jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_in]
+                return inline(context.replace(avals_in=types), *operands, **params)
+
+        return rule
 
     mlir.register_lowering(primitive, lower(plain))
     mlir.register_lowering(primitive, lower(fast), platform="cpu")
     return primitive
+
+
+def agree(*arrays: jax.Array) -> list[jax.Array]:
+    """The arrays with one type inside `jax.shard_map`, where some may differ between devices.
+
+    XLA's operations convert their operands; a primitive has to ask for it, by adding zeros.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return list(arrays)
+    zero = functools.reduce(jnp.add, [lax.full_like(a, 0, shape=()) for a in arrays])
+    return [a + jnp.broadcast_to(zero, a.shape) for a in arrays]
+
+
+def transposed(function: Callable, like: jax.Array, g: jax.Array) -> jax.Array:
+    """The transpose of a linear function of one array of the type of `like`, applied to `g`."""
+    return jax.vjp(function, like)[1](g)[0]
 
 
 def mapped_size(arrays, mapped: list[bool]) -> int:

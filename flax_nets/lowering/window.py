@@ -125,6 +125,12 @@ def pair(value: Any, name: str, least: int) -> tuple[int, int]:
     return int(both[0]), int(both[1])
 
 
+def blank(g: jax.Array, window: Window, channels: int) -> jax.Array:
+    """Zeros [N, H, W, channels]: the images of a result `g`, of its type and sharded like it."""
+    zero = lax.full_like(g, 0)[:, :1, :1, :1]
+    return jnp.broadcast_to(zero, (g.shape[0], window.rows.size, window.columns.size, channels))
+
+
 def frame(x: jax.Array, window: Window, value: float = 0.0) -> jax.Array:
     """[N, H, W, C] padded with `value`, and cropped to the rows and columns that windows read."""
     edges = [(axis.low, axis.covered - axis.size - axis.low, 0) for axis in window]

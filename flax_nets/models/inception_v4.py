@@ -1,9 +1,9 @@
 """Inception-v4 and Inception-ResNet-v2 (Szegedy et al. 2016, https://arxiv.org/abs/1602.07261).
 
-Attribute names are timm's. Inception-v4 is the paper's, Figures 3 to 9. Of
-Inception-ResNet-v2 it is the network that Google released, with Inception-v3's stem and other
-widths (320, 1088, 2080) than the paper's Figures 15 to 19. No average pooling counts its padding.
-timm's default has no dropout; the paper keeps 0.8 before the last layer.
+Attribute names are timm's. Inception-v4 is the paper's, Figures 3 to 9. Of Inception-ResNet-v2 it
+is the network that Google released, with Inception-v3's stem and other widths (320, 1088, 2080)
+than the paper's Figures 15 to 19. No average pooling counts its padding. timm's default has no
+dropout; the paper keeps 0.8 before the last layer.
 """
 
 from functools import partial

@@ -5,7 +5,7 @@ and `tf_mobilenetv3_*` those of Google's own checkpoints, padded as TensorFlow p
 in the batch norm's epsilon and momentum, in dropout and in initial values.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_nets import layers
-from flax_nets.layers import hard_sigmoid, hard_swish, relu
+from flax_nets.layers import hard_sigmoid, hard_swish, init, relu
 from flax_nets.layers.mobile import conv_norm_act, initialise_mobile, make_divisible
 
 
@@ -199,12 +199,9 @@ class MobileNetV3(nnx.Module):
             layers.Linear(head, num_classes, rngs=rngs) if num_classes else layers.Identity(),
         )
         initialise_mobile(self, initialise, rngs)
-
-    @staticmethod
-    def arguments_shown(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """A checkpoint that ends with the layer before the last was saved without a head."""
-        headless = "classifier.0.weight" in shapes and "classifier.3.weight" not in shapes
-        return dict(num_classes=0) if headless else {}
+        if initialise == "timm":  # this layer is a convolution there
+            kernel = self.classifier[0].kernel
+            init.reinit(kernel, init.kaiming_normal(kernel.shape), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.features(x)

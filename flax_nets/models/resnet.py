@@ -13,7 +13,7 @@ from flax_nets.layers import init, relu
 
 
 class Downsample(nnx.Module):
-    """Shortcut A of the paper (section 4.2): every second pixel, new channels zero. No parameters."""
+    """Shortcut A (section 4.2): every second pixel, new channels zero, no parameters."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, *, rngs: nnx.Rngs | None):
         self.stride, self.extra = stride, channels - in_channels
@@ -104,7 +104,7 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Images [N, H, W, in_channels] -> logits [N, num_classes] (pooled features where that is 0).
+    """Images [N, H, W, in_channels] -> logits [N, num_classes] (0: pooled features).
 
     Args:
       block: "basic" or "bottleneck".

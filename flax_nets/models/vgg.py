@@ -141,6 +141,11 @@ def rescale(images: jax.Array, size: int) -> jax.Array:
     return jax.image.resize(images, shape, "bilinear")
 
 
+def mirrored(images: jax.Array) -> jax.Array:
+    """Images [N, H, W, C] and their mirror images -> [2 * N, H, W, C]."""
+    return jnp.concatenate([images, images[:, :, ::-1]])
+
+
 def scale_jitter(
     images: jax.Array, key: jax.Array, size: int = 224, scales: tuple[int, int] = (256, 512)
 ) -> jax.Array:
@@ -185,12 +190,12 @@ def dense_evaluation(
     >>> dense_evaluation(model, jax.numpy.ones((1, 48, 64, 3)), sizes=(224, 256)).shape
     (1, 3)
     """
-    probabilities = []
+    means = []
     for size in sizes:
-        scaled = rescale(images, size)
-        for view in (scaled, jnp.flip(scaled, 2)):
-            probabilities.append(jax.nn.softmax(model.slide(model.features(view)), -1))
-    return sum(probabilities) / len(probabilities)
+        x = mirrored(rescale(images, size))
+        probabilities = jax.nn.softmax(model.slide(model.features(x)), -1)  # [2 * N, num_classes]
+        means.append(jnp.mean(probabilities.reshape(2, len(images), -1), 0))
+    return sum(means) / len(means)
 
 
 def multi_crop_evaluation(
@@ -209,16 +214,16 @@ def multi_crop_evaluation(
     """
     if crop > min(sizes):
         raise ValueError(f"crops of {crop} pixels do not fit into a side of {min(sizes)}")
-    probabilities = []
+    means = []
     for size in sizes:
-        scaled = rescale(images, size)
-        tops = [round(i * (scaled.shape[1] - crop) / (grid - 1)) for i in range(grid)]
-        lefts = [round(i * (scaled.shape[2] - crop) / (grid - 1)) for i in range(grid)]
-        for top, left in itertools.product(tops, lefts):
-            window = scaled[:, top : top + crop, left : left + crop]
-            for view in (window, jnp.flip(window, 2)):
-                probabilities.append(jax.nn.softmax(model(view), -1))
-    return sum(probabilities) / len(probabilities)
+        x = rescale(images, size)
+        tops = [round(i * (x.shape[1] - crop) / (grid - 1)) for i in range(grid)]
+        lefts = [round(i * (x.shape[2] - crop) / (grid - 1)) for i in range(grid)]
+        corners = itertools.product(tops, lefts)
+        windows = jnp.stack([x[:, i : i + crop, j : j + crop] for i, j in corners])
+        probabilities = jax.lax.map(lambda x: jax.nn.softmax(model(mirrored(x)), -1), windows)
+        means.append(jnp.mean(probabilities.reshape(2 * grid**2, len(images), -1), 0))
+    return sum(means) / len(means)
 
 
 NETWORK = "VGG"

@@ -162,7 +162,9 @@ class VisionTransformer(nnx.Module):
             )
         x = self.conv_proj(x)
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # [N, H, W, C] -> [N, H*W, C]
-        tokens = [self.class_token] if self.dist_token is None else [self.class_token, self.dist_token]
+        tokens = (
+            [self.class_token] if self.dist_token is None else [self.class_token, self.dist_token]
+        )
         shape = (x.shape[0], 1, x.shape[-1])
         tokens = [jnp.broadcast_to(t[...], shape).astype(x.dtype) for t in tokens]
         x = jnp.concatenate([*tokens, x], 1)  # [N, tokens + H*W, C]

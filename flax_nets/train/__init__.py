@@ -1,4 +1,4 @@
-"""Training: optimizers, schedules and losses with PyTorch's exact meaning.
+"""Training: steps, optimizers, schedules and losses with PyTorch's exact meaning.
 
 Nothing below is imported before its first use, so that `import flax_nets.train` costs nothing.
 
@@ -11,8 +11,12 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
+    "checkpoint": ("Checkpoints",),
+    "data": ("Batches", "Dataset"),
     "groups": ("decay_mask", "freeze", "param_groups"),
+    "loop": ("Diverged", "fit"),
     "losses": ("binary_cross_entropy", "cross_entropy", "rbf_loss", "topk_correct"),
+    "mesh": ("make_mesh", "replicate", "shard"),
     "optim": (
         "adam",
         "adamw",
@@ -23,6 +27,8 @@ _EXPORTS = {
         "sgd",
     ),
     "schedules": (),  # used as `train.schedules.cosine`: its names are too short to stand alone
+    "state": ("TrainState",),
+    "step": ("evaluate", "make_eval_step", "make_train_step", "summary"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted([*_EXPORTS, *_HOME])
