@@ -381,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from flax_nets import registry
 
-    present = {lang: path.read_text() if path.exists() else "" for lang, path in PAGES.items()}
+    present = {lang: path.read_text("utf-8") if path.exists() else "" for lang, path in PAGES.items()}
     known = believed(present["en"])
     for file in registry.FILES:
         for name in registry.module(file).VARIANTS:
@@ -394,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"docs/{name} is out of date: python -m benchmarks.networks", file=sys.stderr)
         return 1 if stale else 0
     for language, path in PAGES.items():
-        path.write_text(made[language])
+        path.write_text(made[language], "utf-8")
     return 0
 
 

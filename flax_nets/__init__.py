@@ -56,6 +56,6 @@ __all__ = [
     "features",
     "functional",
     "list_models",
-    "transformer_base",
     "summary",
+    "transformer_base",
 ]

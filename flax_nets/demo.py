@@ -37,7 +37,7 @@ def demo_command(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("--out", type=Path, metavar="FOLDER", default="flax_nets_demo", help="for what it makes")
-    add("--epochs", type=int, metavar="N", default=10, help="of training in Flax")
+    add("--epochs", type=int, metavar="N", default=20, help="of training in Flax")
     parser.add_json()
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def demo_command(argv: list[str]) -> int:
     return 0 if figures["ok"] else 1
 
 
-def demo(out: Path, epochs: int = 10, quiet: bool = False) -> dict[str, Any]:
+def demo(out: Path, epochs: int = 20, quiet: bool = False) -> dict[str, Any]:
     """The tour. Returns its figures, and writes a `.pth` and a picture into `out`."""
     from rich.console import Console
 
@@ -65,7 +65,7 @@ def demo(out: Path, epochs: int = 10, quiet: bool = False) -> dict[str, Any]:
     say(2, f"verify: {len(held_out)} digits in float64, against what PyTorch answered")
     before = evaluation(model, held_out)
     say(3, f"evaluate: on the held-out digits {before['accuracy']:.2%} right")
-    say(4, f"train: {epochs} epochs, the digits shifted by up to 4 pixels")
+    say(4, f"train: {epochs} epochs, the digits shifted by up to 2 pixels")
     rows = training(model, held_out, epochs, progress=not quiet)
     after = evaluation(model, held_out)
     written = out / "lenet5_digits_flax.pth"
@@ -140,7 +140,7 @@ def evaluation(model: nnx.Module, held_out: Dataset) -> dict[str, Any]:
 
 def training(model: nnx.Module, held_out: Dataset, epochs: int, progress: bool) -> list[Row]:
     """Train in place, with the jitted step."""
-    batches = Batches(digits("train"), 32, seed=0, drop_last=True, augment=shift(4))
+    batches = Batches(digits("train"), 32, seed=0, drop_last=True, augment=shift(2))
     warmup = len(batches)  # an epoch: the full rate at once would undo some of what it has learned
     rising = train.schedules.linear(0.05, start_factor=0.01, total_iters=warmup)
     falling = train.schedules.cosine(0.05, t_max=max(epochs - 1, 1) * len(batches))

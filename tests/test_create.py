@@ -208,3 +208,24 @@ def test_every_network_takes_dropout_and_no_rngs():
     for file in registry.FILES:
         for name in registry.module(file).VARIANTS:
             registry.resolve(name).with_arguments(dropout=0.0, num_classes=3, in_channels=2)
+
+
+def test_nnx_s_own_transformations_work():
+    model = flax_nets.create_model("resnet20_cifar", depths=(1, 1, 1))
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(model, x), model(x), rtol=1e-5, atol=1e-6)
+    gradients = nnx.grad(lambda m, x: jnp.sum(m(x) ** 2))(model, x)
+    assert gradients["conv1"]["kernel"].shape == (3, 3, 3, 16)
+    model.train()
+    nnx.jit(lambda m, x: m(x))(model, x)
+    assert model.bn1.count[...] == 1
+
+
+def test_a_symbolic_batch_can_be_exported():
+    apply, params, state = flax_nets.functional(flax_nets.create_model("lenet5"))
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, 32, 32, 1), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: apply(params, state, x)[0]))(shape)
+    x = jax.random.normal(jax.random.key(0), (3, 32, 32, 1), jnp.float32)
+    served = exported.call(x)
+    np.testing.assert_allclose(served, apply(params, state, x)[0], rtol=1e-5, atol=1e-5)

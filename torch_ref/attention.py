@@ -155,7 +155,7 @@ def _stride(length, stride):
 class Group:
     """Keys, values and a mask [blocks, B, M], for queries in blocks [N, heads, blocks, B, d_k].
 
-    `axes` of the keys: b, h batch and head, n the block, l the query in it, m the key, d its numbers.
+    `axes` of the keys: b and h batch and head, n block, l query in it, m key, d its numbers.
     """
 
     def __init__(self, axes, key, value, mask):
@@ -294,7 +294,7 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerEncoderLayer(TransformerLayer):
-    """Self-attention and a perceptron, each beside a skip and followed by a norm (Figure 1 left)."""
+    """Self-attention and a perceptron, each beside a skip, then a norm (Figure 1 left)."""
 
     def __init__(
         self, d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, norm_first

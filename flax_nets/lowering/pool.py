@@ -238,7 +238,9 @@ def adaptive_max_pool(x: jax.Array, output_size: int | None | Sequence[int | Non
 def _adapted(reduce: Callable, x, output_size):
     if x.ndim != 4:
         raise ValueError(f"expected images [N, H, W, C] (NHWC, channels last), got shape {x.shape}")
-    sizes = (output_size,) * 2 if output_size is None or isinstance(output_size, int) else output_size
+    sizes = (
+        (output_size,) * 2 if output_size is None or isinstance(output_size, int) else output_size
+    )
     if len(sizes) != 2 or any(size is not None and size < 1 for size in sizes):
         raise ValueError(
             f"output_size={output_size!r}: expected a positive int, None, or two of them"

@@ -231,7 +231,7 @@ def _stride(length, stride):
 class Group(NamedTuple):
     """Keys, values and a mask [blocks, B, M], for queries in blocks [N, heads, blocks, B, d_k].
 
-    `axes` of the keys: b, h batch and head, n the block, l the query in it, m the key, d its numbers.
+    `axes` of the keys: b and h batch and head, n block, l query in it, m key, d its numbers.
     """
 
     axes: str
@@ -317,11 +317,15 @@ class LocalAttention(BlockedAttention):
         causal: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
-        **arguments: Any,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
     ):
         if window < 0:
             raise ValueError(f"window counts neighbours on each side, 0 or more; got {window}")
-        super().__init__(embed_dim, num_heads, bias=bias, dropout=dropout, **arguments)
+        kept = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        super().__init__(embed_dim, num_heads, bias=bias, dropout=dropout, **kept)
         self.window, self.causal = window, causal
 
     def block_size(self, length):
@@ -365,7 +369,10 @@ class SparseAttention(BlockedAttention):
         causal: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
-        **arguments: Any,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
     ):
         if pattern not in ("strided", "fixed"):
             raise ValueError(f'pattern must be "strided" or "fixed", got {pattern!r}')
@@ -373,7 +380,8 @@ class SparseAttention(BlockedAttention):
             raise ValueError(f"stride must be 1 or more, or None; got {stride}")
         if not 1 <= summaries <= (stride or summaries):
             raise ValueError(f"summaries={summaries} must lie within 1 and stride={stride}")
-        super().__init__(embed_dim, num_heads, bias=bias, dropout=dropout, **arguments)
+        kept = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        super().__init__(embed_dim, num_heads, bias=bias, dropout=dropout, **kept)
         self.pattern, self.stride, self.summaries, self.causal = pattern, stride, summaries, causal
 
     def block_size(self, length):
@@ -453,7 +461,7 @@ class TransformerLayer(nnx.Module):
 
 
 class TransformerEncoderLayer(TransformerLayer):
-    """Self-attention and a perceptron, each beside a skip and followed by a norm (Figure 1 left).
+    """Self-attention and a perceptron, each beside a skip, then a norm (Figure 1 left).
 
     Call: x [N, L, d_model], mask as in `MultiHeadAttention` -> [N, L, d_model].
     """
@@ -557,7 +565,8 @@ class Transformer(nnx.Module):
       activation: "relu" (default) or "gelu".
       layer_norm_eps: default 1e-5.
       norm_first: norms before each branch in place of after each skip. Default False.
-      final_norm: a norm after each stack: `nn.Transformer` has it, the paper does not. Default True.
+      final_norm: a norm after each stack: `nn.Transformer` has it, the paper has none. Default
+        True.
       vocab_size, tgt_vocab_size: tokens in place of vectors, with sinusoidal positions; the
         target's is the source's by default. Default: vectors, without positions.
       share_embeddings: one matrix for both embeddings and the last product (section 3.4).

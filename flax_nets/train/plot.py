@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,13 +66,13 @@ def save_demo(
     order = np.lexsort((after["probabilities"].max(1), -wrong[1].astype(int), -sum(wrong)))
     learned = [i for i in order if wrong[0][i] and not wrong[1][i]] or list(order)
 
-    figure = _figure(13, 9.6)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2.35))
+    figure = _figure(13, 10)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2.8))
     image, answer = held_out.images[learned[0]], after["probabilities"][learned[0]]
     _draw_inside(top, model, image, answer, labels[learned[0]])
-    left, right = bottom.subfigures(1, 2, width_ratios=(1, 1.08))
-    _draw_digits(left, held_out, answers, order[:36])
-    curves, matrix = right.subfigures(2, 1, height_ratios=(1, 1.8))
+    left, right = bottom.subfigures(1, 2, width_ratios=(1, 1.25))
+    _draw_digits(left.subplots(), held_out, answers, order[:36])
+    curves, matrix = right.subfigures(2, 1, height_ratios=(1, 1.75))
     loss, accuracy = curves.subplots(1, 2)
     draw_curves(loss, accuracy, rows)
     for axes, value in ((loss, before["loss"]), (accuracy, 100 * before["accuracy"])):
@@ -114,6 +115,7 @@ def _draw_inside(
     bars.bar(range(10), probabilities, color=colours)
     _title(bars, f"... is a {answer}, says Flax: {probabilities[answer]:.0%}")
     bars.set_ylim(0, 1.02)
+    bars.set_box_aspect(1 / 1.5)
     bars.set_xticks(range(10))
     bars.set_yticks([])
     bars.tick_params(labelsize=9, length=0, labelcolor=INK)
@@ -122,18 +124,29 @@ def _draw_inside(
 
 
 def _draw_digits(
-    figure: Any, held_out: Dataset, answers: Sequence[np.ndarray], shown: np.ndarray
+    axes: Any, held_out: Dataset, answers: Sequence[np.ndarray], shown: np.ndarray
 ) -> None:
-    """Digits, above each the answers of the network before and after training."""
-    title = "The hardest digits: what PyTorch's checkpoint said, what Flax says now"
-    figure.suptitle(title, x=0.03, ha="left", fontsize=11, color=INK, fontweight="bold")
-    for axes, i in zip(figure.subplots(6, 6).flat, shown, strict=True):
-        _image(axes, held_out.images[i, ..., 0], "gray_r")
-        for answer, x, style in zip(answers, (0.38, 0.62), ("normal", "bold"), strict=True):
+    """A square of digits, above each the answers of the network before and after training."""
+    side, above, gap = held_out.images.shape[1], 12, 6
+    columns = math.isqrt(len(shown))
+    for n, i in enumerate(shown):
+        y, x = (side + above + gap) * (n // columns), (side + gap) * (n % columns)
+        box = (x, x + side, y + side, y)
+        axes.imshow(held_out.images[i, ..., 0], cmap="gray_r", vmin=-1, vmax=1, extent=box)
+        for answer, dx, weight in zip(answers, (-5, 5), ("normal", "bold"), strict=True):
             colour = GREEN if answer[i] == held_out.labels[i] else RED
-            said = dict(color=colour, fontweight=style, fontsize=11, ha="center", va="bottom")
-            axes.text(x, 1.04, str(answer[i]), transform=axes.transAxes, **said)
-        axes.spines[:].set(visible=True, color=colour, lw=1.6)
+            said = dict(color=colour, fontweight=weight, fontsize=11, ha="center", va="center")
+            axes.text(x + side / 2 + dx, y - above / 2, str(answer[i]), **said)
+        axes.plot(*_outline(x, y, side), color=colour, lw=1.6)
+    axes.set_xlim(-1, columns * (side + gap) - gap + 1)
+    axes.set_ylim(columns * (side + above + gap) - gap - above + 1, -above - 1)
+    axes.set_axis_off()
+    _title(axes, "The hardest held-out digits: PyTorch's answer, then Flax's")
+
+
+def _outline(x: float, y: float, side: float) -> tuple[Sequence[float], Sequence[float]]:
+    right, low = x + side, y + side
+    return (x, right, right, x, x), (y, y, low, low, y)
 
 
 def _draw_confusion(axes: Any, labels: np.ndarray, answers: np.ndarray) -> None:
