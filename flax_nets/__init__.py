@@ -31,17 +31,23 @@ from flax_nets.models.attention import (
     Transformer,
     transformer_base,
 )
+from flax_nets.models.cbam import CBAM, ChannelAttention, SpatialAttention
+from flax_nets.models.highway import Highway
+from flax_nets.models.senet import SqueezeExcite
 from flax_nets.registry import list_models
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CBAM",
     "AdaptiveAvgPool",
     "AdaptiveMaxPool",
     "AvgPool",
     "BatchNorm",
+    "ChannelAttention",
     "Conv",
     "Dropout",
+    "Highway",
     "LayerNorm",
     "Linear",
     "LocalAttention",
@@ -50,6 +56,8 @@ __all__ = [
     "MultiHeadAttention",
     "Sequential",
     "SparseAttention",
+    "SpatialAttention",
+    "SqueezeExcite",
     "StochasticDepth",
     "Transformer",
     "create_model",

@@ -236,7 +236,7 @@ FAMILIES = {
             "se_inception_v3": dict(aux_logits=False),
         },
         reduce=lambda a: dict(depths=(1, 1, 1, 1)),
-        image={"default": 64, "se_inception_v3": 139},
+        image={"default": 64, "se_inception_v3": 107},
         parameters={
             "seresnet50": 28_088_024,
             "legacy_seresnet50": 28_088_024,

@@ -12,8 +12,11 @@ from flax_nets import layers, registry
 from flax_nets.create import build
 from flax_nets.models.densenet import DenseNet
 
-TABLE_1 = {"densenet121": 121, "densenet169": 169, "densenet201": 201, "densenet264": 264}
-LAYERS = TABLE_1 | {
+LAYERS = {
+    "densenet121": 121,
+    "densenet169": 169,
+    "densenet201": 201,
+    "densenet264": 265,  # by the rows of Table 1; its name is the paper's
     "densenet161": 161,
     "densenet40_k12_cifar": 40,
     "densenet_bc100_k12_cifar": 100,
@@ -53,7 +56,7 @@ def test_output_sizes_of_table_1():
 
 def small(**arguments):
     return flax_nets.create_model(
-        "densenet40_k12_cifar", depths=(3, 2), param_dtype=jnp.float64, **arguments
+        "densenet40_k12_cifar", depths=(2, 1), param_dtype=jnp.float64, **arguments
     )
 
 

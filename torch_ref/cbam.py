@@ -110,7 +110,5 @@ VARIANTS = {  # Table 4
     "cbam_resnet34": dict(block="basic", depths=(3, 4, 6, 3)),
     "cbam_resnet50": dict(block="bottleneck", depths=(3, 4, 6, 3)),
     "cbam_resnet101": dict(block="bottleneck", depths=(3, 4, 23, 3)),
-    "cbam_resnext50_32x4d": dict(
-        block="bottleneck", depths=(3, 4, 6, 3), groups=32, base_width=4
-    ),
+    "cbam_resnext50_32x4d": dict(block="bottleneck", depths=(3, 4, 6, 3), groups=32, base_width=4),
 }

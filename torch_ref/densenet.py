@@ -90,7 +90,7 @@ def transition(in_channels, channels):
 
 
 class DenseNet(nn.Module):
-    """Images [N, in_channels, H, W] -> logits [N, num_classes] (pooled features where that is 0)."""
+    """Images [N, in_channels, H, W] -> logits [N, num_classes] (where that is 0: features)."""
 
     def __init__(
         self,

@@ -102,9 +102,7 @@ def stages(block, in_channels, depths, groups, base_width, down_kernel):
             if stride != 1 or in_channels != out_channels:
                 kernel = down_kernel if stride != 1 else 1
                 shortcut = nn.Sequential(
-                    nn.Conv2d(
-                        in_channels, out_channels, kernel, stride, kernel // 2, bias=False
-                    ),
+                    nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
                     nn.BatchNorm2d(out_channels),
                 )
             stage.append(block(in_channels, channels, stride, groups, base_width, shortcut))

@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class Xception(nn.Module):
-    """Images [N, in_channels, H, W] -> logits [N, num_classes] (pooled features where that is 0)."""
+    """Images [N, in_channels, H, W] -> logits [N, num_classes] (where that is 0: features)."""
 
     def __init__(self, middle=8, num_classes=1000, in_channels=3, dropout=0.0):
         super().__init__()

@@ -49,11 +49,10 @@ def mobilenet_v2(arguments: Mapping[str, Any]) -> Dialect:
         for i in range(depth):
             block += 1
             ours, theirs = f"features.{block}.conv", f"blocks.{stage}.{i}"
-            parts = ("0.0", "0.1", "1.0", "1.1", "2", "3")
-            names = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+            parts = "0.0 conv_pw, 0.1 bn1, 1.0 conv_dw, 1.1 bn2, 2 conv_pwl, 3 bn3"
             if stage == 0:  # no expansion
-                parts, names = ("0.0", "0.1", "1", "2"), ("conv_dw", "bn1", "conv_pw", "bn2")
-            for part, name in zip(parts, names, strict=True):
+                parts = "0.0 conv_dw, 0.1 bn1, 1 conv_pw, 2 bn2"
+            for part, name in (pair.split() for pair in parts.split(", ")):
                 renames.append((f"{ours}.{part}.{{rest}}", f"{theirs}.{name}.{{rest}}"))
     renames += [
         (f"features.{block + 1}.0.{{rest}}", "conv_head.{rest}"),
@@ -64,7 +63,7 @@ def mobilenet_v2(arguments: Mapping[str, Any]) -> Dialect:
 
 
 def mobilenet_v3(arguments: Mapping[str, Any]) -> Dialect:
-    """timm's stages are the blocks of one width, and its last layers but one a convolution."""
+    """timm's stages are the blocks of one width, its last layer but one a convolution."""
     renames = [("features.0.0.{rest}", "conv_stem.{rest}"), ("features.0.1.{rest}", "bn1.{rest}")]
     rows = arguments["rows"]
     stage, i, before = -1, 0, 16

@@ -105,8 +105,8 @@ def summary(model: nnx.Module, input_shape: tuple[int, ...] | None = None) -> Su
                 "input_shape=(224, 224, 3)"
             )
         input_shape = spec.input_shape
-    graph, state = nnx.split(model)
-    state = nnx.to_pure_dict(state)
+    graph, variables = nnx.split(model)
+    state = nnx.to_pure_dict(variables)
     record: dict[str, Any] = {}
     classes = {path: type(module).__name__ for path, module in modules(model).items()}
 
@@ -171,15 +171,17 @@ def _products(
         scopes = [scope.name for scope in equation.source_info.name_stack.stack]
         here = next((name for name in reversed(scopes) if name in known), path)
         name, params = equation.primitive.name, equation.params
+        inputs: list[Any] = [v.aval for v in equation.invars]
+        outputs: list[Any] = [v.aval for v in equation.outvars]
         if name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
+            kernel = inputs[1].shape
             channels = kernel[params["dimension_numbers"].rhs_spec[0]]
-            yield here, times * equation.outvars[0].aval.size * (math.prod(kernel) // channels)
+            yield here, times * outputs[0].size * (math.prod(kernel) // channels)
         elif name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
+            shape = inputs[0].shape
             terms = math.prod(shape[axis] for axis in contracted)
-            yield here, times * equation.outvars[0].aval.size * terms
+            yield here, times * outputs[0].size * terms
         again = times * (params["length"] if name == "scan" else 1)
         for inner in jax.tree.leaves(
             list(params.values()), is_leaf=lambda p: isinstance(p, Jaxpr | ClosedJaxpr)

@@ -64,8 +64,8 @@ def conv(
     if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(
             f"images {x.shape} (NHWC, channels last) have {x.shape[3]} channels, but a kernel "
-            f"{kernel.shape} (HWIO) with groups={groups} takes {kernel.shape[2] * groups} and gives "
-            f"{kernel.shape[3]}, which groups must divide"
+            f"{kernel.shape} (HWIO) with groups={groups} takes {kernel.shape[2] * groups} and "
+            f"gives {kernel.shape[3]}, which groups must divide"
         )
     if x.dtype != kernel.dtype:
         raise ValueError(
@@ -75,7 +75,7 @@ def conv(
         "window": window,
         "groups": groups,
         # lowering comes later, perhaps outside a `with jax.default_matmul_precision(...)`
-        "precision": jax.config.jax_default_matmul_precision,
+        "precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     }
     form = select.current()
     if form == "xla":

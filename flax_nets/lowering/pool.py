@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -206,51 +208,57 @@ ad.deflinear2(spread_p, lambda x, g, **params: [sum_p.bind(x, **params)])
 # Windows that follow from the output's size, and whole axes
 
 
-@functools.partial(jax.jit, static_argnames="output_size")
-def adaptive_avg_pool(x: jax.Array, output_size: int | None | Sequence[int | None]) -> jax.Array:
+Size = int | Sequence[int | None] | None
+
+
+def adaptive_avg_pool(x: jax.Array, output_size: Size) -> jax.Array:
     """`torch.nn.functional.adaptive_avg_pool2d`: x [N, H, W, C] -> [N, H', W', C].
 
     Window i of an axis runs from floor(i * H / H') to ceil((i + 1) * H / H'): windows overlap where
     H' does not divide H.
 
     Args:
+      x: images, channels last.
       output_size: H' and W', an int or a pair; None keeps the image's size.
 
     Raises:
       ValueError: an output size that is not positive, or not two of them.
     """
-
-    def mean(x, axis):
-        return jnp.mean(x, axis)
-
-    return _adapted(mean, _widened(x), output_size).astype(x.dtype)
+    return _adapted(jnp.mean, _widened(x), _sizes(x, output_size)).astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="output_size")
-def adaptive_max_pool(x: jax.Array, output_size: int | None | Sequence[int | None]) -> jax.Array:
-    """`torch.nn.functional.adaptive_max_pool2d`, with the windows of `adaptive_avg_pool`.
+def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
+    """`torch.nn.functional.adaptive_max_pool2d`; arguments and windows of `adaptive_avg_pool`.
 
     At a tie the gradient goes to the first maximum in row-major order.
     """
-    return _adapted(_first_along, x, output_size)
+    return _adapted(_first_along, x, _sizes(x, output_size))
 
 
-def _adapted(reduce: Callable, x, output_size):
+def _sizes(x, output_size: Size) -> tuple[int, int]:
     if x.ndim != 4:
         raise ValueError(f"expected images [N, H, W, C] (NHWC, channels last), got shape {x.shape}")
-    sizes = (
-        (output_size,) * 2 if output_size is None or isinstance(output_size, int) else output_size
-    )
+    whole = output_size is None or isinstance(output_size, Integral)
+    sizes: Any = (output_size, output_size) if whole else output_size
     if len(sizes) != 2 or any(size is not None and size < 1 for size in sizes):
         raise ValueError(
             f"output_size={output_size!r}: expected a positive int, None, or two of them"
         )
-    for axis in (2, 1):
+    height, width = (
+        size if out is None else int(out) for size, out in zip(x.shape[1:3], sizes, strict=True)
+    )
+    return height, width
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _adapted(reduce: Callable, x, sizes: tuple[int, int]):
+    for axis in (2, 1):  # the order that `_first_along` needs
         size, out = x.shape[axis], sizes[axis - 1]
-        if out is None or out == size:
+        if out == size:
             continue
         if size % out == 0:
-            x = reduce(x.reshape(*x.shape[:axis], out, size // out, *x.shape[axis + 1 :]), axis + 1)
+            x = x.reshape(*x.shape[:axis], out, size // out, *x.shape[axis + 1 :])
+            x = reduce(x, axis + 1)
             continue
         bins = [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
         parts = [lax.slice_in_dim(x, start, stop, axis=axis) for start, stop in bins]
@@ -296,7 +304,8 @@ def _geometry(x, window, stride, padding, ceil_mode: bool, dilation):
     given = make(x.shape, window, window if stride is None else stride, padding, dilation)
     if any(2 * max(axis.low, axis.high) > axis.extent for axis in given):
         raise ValueError(
-            f"padding={padding!r} is more than half of the window {window!r} (dilation {dilation!r})"
+            f"padding={padding!r} is more than half of the window {window!r} "
+            f"(dilation {dilation!r})"
         )
     high = [axis.high for axis in given]
     if not ceil_mode:

@@ -81,9 +81,7 @@ class Window(NamedTuple):
         return (self.rows.low, self.rows.high), (self.columns.low, self.columns.high)
 
 
-def make(
-    shape: tuple[int, ...], taps: Pair, stride: Pair, padding: Padding, dilation: Pair
-) -> Window:
+def make(shape: tuple[int, ...], taps: Any, stride: Any, padding: Any, dilation: Any) -> Window:
     """The window over images of `shape` [N, H, W, C], checked.
 
     Raises:
@@ -120,7 +118,7 @@ def make(
 def pair(value: Any, name: str, least: int) -> tuple[int, int]:
     """(height, width) of an int or a pair, each at least `least`."""
     both = (value, value) if isinstance(value, Integral) else tuple(value)
-    if len(both) != 2 or not all(isinstance(v, Integral) and v >= least for v in both):
+    if len(both) != 2 or not all(isinstance(v, Integral) and int(v) >= least for v in both):
         raise ValueError(f"{name}={value!r}: expected an int of at least {least}, or two of them")
     return int(both[0]), int(both[1])
 

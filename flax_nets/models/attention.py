@@ -177,7 +177,8 @@ def _fused_attention(query, key, value, mask):
     """What `scaled_dot_product` computes, by cuDNN -> [N, L, heads * d_v]."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [N, L, heads, d]
     seen = None if mask is None else ~_four_axes(mask)
-    x = jax.nn.dot_product_attention(query, key, value, mask=seen, implementation="cudnn")
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code is not written for the strict one
+        x = jax.nn.dot_product_attention(query, key, value, mask=seen, implementation="cudnn")
     if seen is not None:  # there a row that sees nothing is a mean of all values
         x = jnp.where(seen.any(-1, keepdims=True).swapaxes(1, 2), x, 0.0)
     return x.reshape(*x.shape[:2], -1)
@@ -628,7 +629,7 @@ class Transformer(nnx.Module):
         self.generator = (
             layers.Linear(d_model, tgt_vocab_size, bias=False, rngs=rngs) if own else None
         )
-        for _, module in self.iter_modules():  # as nn.Transformer draws them
+        for _, module in nnx.iter_modules(self):  # as nn.Transformer draws them
             if isinstance(module, layers.Linear):
                 xavier = init.xavier_uniform((module.in_features, module.out_features))
                 init.reinit(module.kernel, xavier, rngs)

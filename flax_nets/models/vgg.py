@@ -187,7 +187,7 @@ def dense_evaluation(
     >>> from flax_nets.models.vgg import dense_evaluation
     >>> small = dict(widths=(4, 4, 4, 4, 4), hidden=8, num_classes=3)
     >>> model = flax_nets.create_model("vgg11", **small)
-    >>> dense_evaluation(model, jax.numpy.ones((1, 48, 64, 3)), sizes=(224, 256)).shape
+    >>> dense_evaluation(model, jax.numpy.ones((1, 48, 64, 3)), sizes=(224,)).shape
     (1, 3)
     """
     means = []

@@ -39,7 +39,8 @@ def train_command(argv: list[str]) -> int:
     classes = len(DATA[args.data]("test").classes)
     model = _model(args, num_classes=classes, dropout=args.dropout, rngs=args.seed)
     images = _images(args, model, "train")
-    train = data.Batches(images, args.batch_size, args.seed, drop_last=True)
+    augment = data.shift(args.shift) if args.shift else None
+    train = data.Batches(images, args.batch_size, args.seed, drop_last=True, augment=augment)
     test = data.Batches(_images(args, model, "test"), args.batch_size)
     optimizer = _optimizer(args, len(train))
     _claim(args, argv)
@@ -131,6 +132,7 @@ def _train_parser() -> Parser:
     add("--warmup-epochs", type=int, metavar="N", default=0, help="of a rate rising from 1/100")
     add("--clip", type=float, metavar="NORM", help="bound on the global norm of the gradients")
     add("--label-smoothing", type=float, metavar="X", default=0.0, help="share for all classes")
+    add("--shift", type=int, metavar="PIXELS", default=0, help="move each image at random")
     add("--accumulate", type=int, metavar="N", default=1, help="parts a batch is computed in")
     add("--ema-decay", type=float, metavar="X", help="test and keep averages of the parameters")
     add("--dropout", type=float, metavar="RATE", help="(default: the network's)")

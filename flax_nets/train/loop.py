@@ -161,16 +161,19 @@ class _Run:
 
     def check(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss is {loss} at step {self.done} (epoch "
-                f"{(self.done - 1) // len(self.train) + 1}): lower the learning rate, warm it up, "
-                "or clip the gradients"
-            )
+            raise self._diverged(f"the loss is {loss}")
 
-    def check_state(self) -> None:
-        """Before it is saved: a loss shows what a step did only one step later."""
+    def check_params(self) -> None:
+        """Before they are saved: the loss shows what a step did only one step later."""
         if not _finite(self.state.params):
-            self.check(math.nan)
+            raise self._diverged("a parameter is NaN or infinite")
+
+    def _diverged(self, what: str) -> Diverged:
+        epoch = (self.done - 1) // len(self.train) + 1
+        return Diverged(
+            f"{what} at step {self.done} (epoch {epoch}): lower the learning rate, warm it up, or "
+            "clip the gradients"
+        )
 
     def fill(self, model: nnx.Module) -> None:
         """Give the trained numbers to the model."""
@@ -218,7 +221,7 @@ class _Folder:
             run.rows[:] = [row for row in rows if row["step"] <= run.done]
 
     def save(self, run: _Run) -> None:
-        run.check_state()
+        run.check_params()
         self.write_rows(run.rows)  # first: a checkpoint's rows are there when it is
         self.checkpoints.save(run.done, {"state": run.state, "sums": run.sums})
 

@@ -1,0 +1,153 @@
+"""The `flax-nets` command: what it prints, and how it takes mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flax_nets
+from flax_nets import cli
+
+WEIGHTS = str(Path(flax_nets.__file__).parent / "assets" / "lenet5_digits.pth")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: flax-nets {command}")
+    assert "--json" in printed
+
+
+def test_help_of_the_command_itself(capsys):
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.endswith(f"{flax_nets.__version__}\n")
+
+
+def test_list(capsys):
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines() == flax_nets.list_models()
+    assert cli.main(["list", "resnet1*", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == flax_nets.list_models("resnet1*")
+
+
+def test_list_loads_nothing_that_it_does_not_need():
+    code = """
+import sys
+from flax_nets import cli
+assert cli.main(["list", "lenet5"]) == 0
+heavy = {"torch", "matplotlib", "orbax", "grain", "sklearn", "PIL", "rich", "tyro", "convert"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["lenet5", "[]"]
+
+
+TRAIN = ["train", "--model", "lenet5", "--out", "run"]
+EVAL = ["eval", "--model", "lenet5", "--weights", WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "there is no command 'trian': it is one of list"),
+        (["list", "resnett18"], "no network's name matches 'resnett18': did you mean 'resnet18'"),
+        (["list", "a", "b"], "unrecognized arguments: b (flax-nets list --help)"),
+        (["train"], "the following arguments are required: --model, --out"),
+        ([*TRAIN, "--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+        ([*TRAIN, "--lr", "-1"], "learning_rate: got -1.0"),
+        ([*TRAIN, "--model", "lenet6"], "there is no network 'lenet6': did you mean 'lenet5'"),
+        ([*TRAIN, "--data", "imagenet"], "argument --data: invalid choice: 'imagenet'"),
+        ([*TRAIN, "--batch-size", "0"], "batch size: got 0"),
+        ([*TRAIN, "--epochs", "0"], "epochs: got 0"),
+        ([*TRAIN, "--warmup-epochs", "10"], "--warmup-epochs: got 10, expected 0 to less than 10"),
+        ([*TRAIN, "--optimizer", "adam", "--momentum", "0.9"], "--momentum: adam has none"),
+        ([*TRAIN, "--accumulate", "7"], "does not divide into accumulate=7 parts"),
+        ([*TRAIN, "--weights", "nowhere.pth"], "nowhere.pth"),
+        ([*TRAIN, "--image-size", "-3"], "got size=-3"),
+        ([*EVAL, "--split", "all"], "argument --split: invalid choice: 'all'"),
+        ([*EVAL, "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["demo", "--epochs", "none"], "argument --epochs: invalid int value: 'none'"),
+        (["demo", "--epochs", "0"], "epochs: got 0"),
+    ],
+)
+def test_mistakes(argv, message, capsys, tmp_path, monkeypatch):
+    """Exit code 2, one line that says what is wrong, and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert not printed.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_network(capsys):
+    """Here every key at fault has a line of its own."""
+    assert cli.main(["eval", "--model", "lenet5_1998", "--weights", WEIGHTS]) == 2
+    printed = capsys.readouterr().err
+    assert "is no checkpoint of this network" in printed
+    assert "+ conv1.weight: unexpected" in printed
+
+
+def test_eval(capsys):
+    assert cli.main([*EVAL, "--json", "--batch-size", "100"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["count"] == 355
+    assert figures["accuracy"] == pytest.approx(347 / 355)
+    assert cli.main(EVAL) == 0
+    assert (
+        "lenet5 on digits (test): 97.75% of 355 images right, loss 0.0" in capsys.readouterr().out
+    )
+
+
+def test_train_from_a_checkpoint_then_evaluate(capsys, tmp_path):
+    """One epoch of a gentle rate leaves a good network a good one."""
+    out = tmp_path / "run"
+    argv = ["train", "--model", "lenet5", "--weights", WEIGHTS, "--out", str(out), "--epochs", "1"]
+    argv += ["--lr", "1e-3", "--optimizer", "adamw", "--clip", "1", "--json"]
+    argv += ["--label-smoothing", "0.1", "--accumulate", "2"]
+    assert cli.main(argv) == 0
+    printed = capsys.readouterr()
+    figures = json.loads(printed.out)
+    assert figures["test_accuracy"] > 0.95
+    assert "epoch 1/1" in printed.err
+    assert cli.main([*EVAL, "--weights", figures["weights"], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == figures["test_accuracy"]
+    assert found["loss"] == pytest.approx(figures["test_loss"], rel=1e-5)
+
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["optimizer"] == "adamw"
+    assert (out / "resume.sh").read_text().endswith("--accumulate 2 --resume\n")
+    assert cli.main(argv) == 2
+    assert "holds a run already: --resume goes on with it" in capsys.readouterr().err
+    assert cli.main([*argv, "--resume", "--lr", "0.1"]) == 2
+    assert "holds another run: lr was 0.001 and is 0.1" in capsys.readouterr().err
+    assert cli.main([*argv, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out) == figures
+
+
+def test_a_network_of_another_size_and_more_channels(capsys, tmp_path):
+    """Images are made as large, and as colourful, as the network takes them."""
+    argv = ["train", "--model", "resnet20_cifar", "--out", str(tmp_path / "run"), "--epochs", "1"]
+    assert cli.main([*argv, "--batch-size", "720", "--image-size", "8", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert "of the held-out images right" in printed.out
+    assert not printed.err
+
+
+def test_eval_wants_as_many_classes_as_there_are(capsys, tmp_path):
+    import convert
+
+    path = tmp_path / "seven.safetensors"
+    convert.write(path, convert.export(flax_nets.create_model("lenet5", num_classes=7)))
+    assert cli.main(["eval", "--model", "lenet5", "--weights", str(path)]) == 2
+    assert "tells 7 classes apart, and digits has 10" in capsys.readouterr().err
