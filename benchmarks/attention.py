@@ -3,9 +3,11 @@
     python -m benchmarks.attention                    # lengths 512 to 4096
     python -m benchmarks.attention --lengths 256 1024 --width 64 --heads 4 --window 32
 
-Per kind and length: operations and memory of the compiled forward pass as XLA counts them (what is
-held at once beyond parameters and input), and the best time of `--runs`. Below each column, how
-many times more the longest takes than the shortest.
+Per kind and length: operations and memory of the compiled gradient (forward and backward pass) as
+XLA counts them, memory being what is held at once beyond parameters, input and gradients, and the
+best time of `--runs`. The forward pass alone would not do: on a CPU XLA may fuse dense attention
+into one operation whose scratch memory it does not count. Below each kind, how many times more the
+longest takes than the shortest.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ def measure(module: nnx.Module, length: int, width: int, runs: int) -> tuple[flo
     """(GFLOP, MB, ms) of one sequence [1, length, width] in float32; `runs=0`: no time (NaN)."""
     graph, params = nnx.split(module)
     x = jax.random.normal(jax.random.key(0), (1, length, width), jnp.float32)
-    run = jax.jit(lambda params, x: nnx.merge(graph, params)(x)).lower(params, x).compile()
+
+    def loss(params, x):
+        return jnp.square(nnx.merge(graph, params)(x)).sum()
+
+    run = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile()
     best = float("inf") if runs else float("nan")
     for _ in range(runs and runs + 1):  # the first one warms up, and is never the best
         start = time.perf_counter()
@@ -49,7 +55,10 @@ def table(
     lengths: list[int], width: int = 64, heads: int = 4, window: int = 32, runs: int = 3
 ) -> list[str]:
     """Markdown lines."""
-    lines = ["| attention | length | GFLOP | memory, MB | time, ms |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| attention | length | GFLOP | memory, MB | time, ms |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name, module in kinds(width, heads, window).items():
         found = [measure(module, length, width, runs) for length in lengths]
         for length, numbers in zip(lengths, found, strict=True):

@@ -218,7 +218,7 @@ In both, with the same attributes in the same order: {classes}.
 
 ## Look inside
 
-```
+```text
 flax-nets summary {name}
 ```
 

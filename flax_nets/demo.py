@@ -40,6 +40,8 @@ def demo_command(argv: list[str]) -> int:
     add("--epochs", type=int, metavar="N", default=20, help="of training in Flax")
     parser.add_json()
     args = parser.parse_args(argv)
+    if args.epochs < 1:
+        raise ValueError(f"--epochs: got {args.epochs}, expected at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
     figures = demo(args.out, args.epochs, quiet=args.json)
     if args.json:
@@ -164,7 +166,7 @@ def table(figures: dict[str, Any]) -> Any:
         ("there and back", "every bit the same" if made["identical"] else "[red]CHANGED[/]"),
         (
             f"against PyTorch {verified['torch'].split('+')[0]}",
-            f"largest error {error:.1e} of the largest output (float64)"
+            f"largest error {error:.1e} of the largest, float64"
             + ("" if error <= LIMIT else f"  [red]above {LIMIT:g}[/]"),
         ),
         ("same predictions", f"{verified['same_predictions']} of {verified['count']}"),

@@ -61,7 +61,7 @@ EVAL = ["eval", "--model", "lenet5", "--weights", WEIGHTS]
         (["list", "a", "b"], "unrecognized arguments: b (flax-nets list --help)"),
         (["train"], "the following arguments are required: --model, --out"),
         ([*TRAIN, "--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
-        ([*TRAIN, "--lr", "-1"], "learning_rate: got -1.0"),
+        ([*TRAIN, "--lr", "-1"], "--lr: got -1.0"),
         ([*TRAIN, "--model", "lenet6"], "there is no network 'lenet6': did you mean 'lenet5'"),
         ([*TRAIN, "--data", "imagenet"], "argument --data: invalid choice: 'imagenet'"),
         ([*TRAIN, "--batch-size", "0"], "batch size: got 0"),
@@ -74,7 +74,7 @@ EVAL = ["eval", "--model", "lenet5", "--weights", WEIGHTS]
         ([*EVAL, "--split", "all"], "argument --split: invalid choice: 'all'"),
         ([*EVAL, "--weights", "nowhere.pth"], "nowhere.pth"),
         (["demo", "--epochs", "none"], "argument --epochs: invalid int value: 'none'"),
-        (["demo", "--epochs", "0"], "epochs: got 0"),
+        (["demo", "--epochs", "0"], "--epochs: got 0"),
     ],
 )
 def test_mistakes(argv, message, capsys, tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_train_from_a_checkpoint_then_evaluate(capsys, tmp_path):
     assert config["settings"]["optimizer"] == "adamw"
     assert (out / "resume.sh").read_text().endswith("--accumulate 2 --resume\n")
     assert cli.main(argv) == 2
-    assert "holds a run already: --resume goes on with it" in capsys.readouterr().err
+    assert "holds a run of 22 steps already: resume it" in capsys.readouterr().err
     assert cli.main([*argv, "--resume", "--lr", "0.1"]) == 2
     assert "holds another run: lr was 0.001 and is 0.1" in capsys.readouterr().err
     assert cli.main([*argv, "--resume"]) == 0

@@ -18,8 +18,14 @@ from torch_ref.lenet import LeNet5
 
 ASSETS = Path(flax_nets.__file__).parent / "assets"
 WITHOUT_TORCH = """
-import sys
-sys.modules["torch"] = None
+import importlib.abc, sys
+
+class NoTorch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NoTorch())
 from flax_nets import cli
 sys.exit(cli.main(["demo", "--out", sys.argv[1], "--epochs", "2", "--json"]))
 """

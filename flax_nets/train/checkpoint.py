@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from flax_nets.train.files import write_text
+
 log = logging.getLogger("flax_nets")
 
 
@@ -138,13 +140,3 @@ def _files(folder: Path) -> dict[str, list[int]]:
                     crc = zlib.crc32(block, crc)
             found[path.relative_to(folder).as_posix()] = [path.stat().st_size, crc]
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, also where the machine stops in between."""
-    draft = path.with_suffix(".tmp")
-    with draft.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(path)

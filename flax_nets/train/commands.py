@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shlex
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import flax_nets
 from flax_nets import registry
 from flax_nets.cli import Parser
 from flax_nets.train import data, optim, schedules
-from flax_nets.train.checkpoint import write_text
 from flax_nets.train.loop import fit
 from flax_nets.train.step import evaluate, make_eval_step
 
@@ -43,7 +41,8 @@ def train_command(argv: list[str]) -> int:
     train = data.Batches(images, args.batch_size, args.seed, drop_last=True, augment=augment)
     test = data.Batches(_images(args, model, "test"), args.batch_size)
     optimizer = _optimizer(args, len(train))
-    _claim(args, argv)
+    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    again = argv if args.resume else [*argv, "--resume"]
     rows = fit(
         model,
         train,
@@ -54,6 +53,8 @@ def train_command(argv: list[str]) -> int:
         resume=args.resume,
         checkpoint_every=args.checkpoint_every,
         keep=args.keep,
+        settings=settings,
+        resume_command=f"cd {shlex.quote(os.getcwd())} && flax-nets train {shlex.join(again)}",
         seed=args.seed,
         progress=not args.quiet,
         label_smoothing=args.label_smoothing,
@@ -159,6 +160,8 @@ def _images(args: argparse.Namespace, model: Any, split: Any) -> data.Dataset:
 
 def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransformation:
     """The optimizer, its learning rate by update: `steps` to an epoch."""
+    if not args.lr > 0:
+        raise ValueError(f"--lr: got {args.lr}, expected a number above 0")
     total, warmup = args.epochs * steps, args.warmup_epochs * steps
     if not 0 <= warmup < total:
         raise ValueError(
@@ -182,30 +185,3 @@ def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransforma
         if args.clip is None
         else optax.chain(optim.clip_by_global_norm(args.clip), optimizer)
     )
-
-
-def _claim(args: argparse.Namespace, argv: list[str]) -> None:
-    """Write the settings into the run's folder, or compare with those that are there."""
-    path = args.out / "config.json"
-    settings = {name: value for name, value in vars(args).items() if name not in FREE}
-    if path.exists():
-        if not args.resume:
-            raise ValueError(
-                f"{args.out} holds a run already: --resume goes on with it, or choose another --out"
-            )
-        held = json.loads(path.read_text())["settings"]
-        changed = [
-            f"{name} was {held.get(name)} and is {settings.get(name)}"
-            for name in sorted(settings | held)
-            if name not in FREE and held.get(name) != settings.get(name)
-        ]
-        if changed:
-            raise ValueError(f"{args.out} holds another run: {', '.join(changed)}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
-    versions["flax_nets"] = flax_nets.__version__
-    config = {"settings": settings | {"epochs": args.epochs}, "versions": versions}
-    write_text(path, json.dumps(config, indent=2) + "\n")
-    again = [*argv, *([] if args.resume else ["--resume"])]
-    command = f"cd {shlex.quote(os.getcwd())} && flax-nets train {shlex.join(again)}\n"
-    write_text(args.out / "resume.sh", command)

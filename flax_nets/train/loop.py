@@ -6,8 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+import flax_nets
 from flax_nets.functional import functional
 from flax_nets.train import step as steps
 from flax_nets.train.data import Batches
+from flax_nets.train.files import write_text
 from flax_nets.train.mesh import make_mesh, replicate, shard
 from flax_nets.train.state import TrainState
 
@@ -42,6 +45,8 @@ def fit(
     resume: bool = False,
     checkpoint_every: int | None = None,
     keep: int = 3,
+    settings: Mapping[str, Any] | None = None,
+    resume_command: str = "",
     seed: int = 0,
     mesh: Mesh | None = None,
     progress: bool = True,
@@ -58,17 +63,21 @@ def fit(
       train, test: batches to train on, as a rule with `drop_last`, and to test on.
       optimizer: an optax transformation.
       epochs: how many in all, those before a resumption included.
-      out: None, or a folder for checkpoints/, metrics.jsonl (the rows) and curves.png.
+      out: None, or a folder for checkpoints/, metrics.jsonl (the rows), curves.png, config.json.
       resume: go on from the newest good checkpoint in `out`, from the start where there is none.
         The end is bit for bit that of a run which nothing stopped. Default False.
       checkpoint_every: steps between checkpoints within an epoch, besides the one after each.
       keep: how many checkpoints to keep. Default 3.
+      settings: what the caller decided, in JSON's types, for config.json; a run resumes with the
+        same ones only.
+      resume_command: for resume.sh, where there is one.
       seed: of dropout. Default 0.
       mesh: the devices among which each batch is divided. Default: all there are.
       progress: show a bar, and a line per epoch, on standard error. Default True.
       step_options: further arguments of `make_train_step`.
 
-    Raises ValueError where `out` holds checkpoints already and `resume` is not set, and `Diverged`.
+    Raises ValueError where `out` holds a run and `resume` is not set, or the run has other
+    settings, and `Diverged`.
 
     >>> import flax_nets
     >>> from flax_nets import train
@@ -87,7 +96,9 @@ def fit(
         run = _Run(model, train, test, optimizer, seed, mesh, step_options)
         folder = None if out is None else stack.enter_context(_Folder(Path(out), keep))
         if folder:
-            folder.open(run, resume)
+            folder.open(run, resume, settings or {})
+            if resume_command:
+                write_text(folder.path / "resume.sh", resume_command + "\n")
         for epoch in range(run.done // len(train), epochs):
             bar.begin(epoch, run.done % len(train))
             for trained in run.train_epoch(epoch):
@@ -190,7 +201,7 @@ class _Folder:
     """What a run leaves on disk."""
 
     def __init__(self, path: Path, keep: int):
-        from flax_nets.train.checkpoint import Checkpoints
+        from flax_nets.train.checkpoint import Checkpoints  # and Orbax, which takes its time
 
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -203,22 +214,37 @@ class _Folder:
     def __exit__(self, *error: Any) -> None:
         self.checkpoints.close()
 
-    def open(self, run: _Run, resume: bool) -> None:
-        """Take up what is there."""
-        if not resume:
-            if held := self.checkpoints.steps():
+    def open(self, run: _Run, resume: bool, settings: Mapping[str, Any]) -> None:
+        """Take up what is there, or begin."""
+        config = self.path / "config.json"
+        if held := self.checkpoints.steps():
+            if not resume:
                 raise ValueError(
                     f"{self.path} holds a run of {held[-1]} steps already: resume it, or choose "
                     "another folder"
                 )
-            return
+            before = json.loads(config.read_text())["settings"]
+            changed = [
+                f"{name} was {before.get(name)} and is {settings.get(name)}"
+                for name in sorted({*settings, *before})
+                if before.get(name) != settings.get(name)
+            ]
+            if changed:
+                raise ValueError(f"{self.path} holds another run: {', '.join(changed)}")
+            self.restore(run)
+        versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
+        versions["flax_nets"] = flax_nets.__version__
+        write_text(config, json.dumps({"settings": settings, "versions": versions}, indent=2))
+
+    def restore(self, run: _Run) -> None:
+        """The newest good checkpoint, and the rows up to it."""
         found = self.checkpoints.restore({"state": run.state, "sums": run.sums})
-        if found is not None:
-            run.done, saved = found
-            run.state, run.sums = saved["state"], saved["sums"]
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
-            rows = [json.loads(line) for line in lines]
-            run.rows[:] = [row for row in rows if row["step"] <= run.done]
+        if found is None:
+            return
+        run.done, saved = found
+        run.state, run.sums = saved["state"], saved["sums"]
+        lines = (self.path / "metrics.jsonl").read_text().splitlines()
+        run.rows[:] = [row for row in map(json.loads, lines) if row["step"] <= run.done]
 
     def save(self, run: _Run) -> None:
         run.check_params()
@@ -234,8 +260,6 @@ class _Folder:
             self.plotted = time.perf_counter()
 
     def write_rows(self, rows: list[Row]) -> None:
-        from flax_nets.train.checkpoint import write_text
-
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_text(self.path / "metrics.jsonl", text)
 
