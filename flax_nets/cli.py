@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         prog = f"flax-nets {command}"
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """argparse's, and the help tells a default."""
         if options.get("default") not in (None, argparse.SUPPRESS):
             options["help"] += " (default: %(default)s)"

@@ -243,7 +243,7 @@ FAMILIES = {
             "senet154": 115_088_984,
             "legacy_senet154": 115_088_984,
         },
-        libraries={"timm/seresnet18": {}, "timm/legacy_seresnet18": {}},
+        libraries={"timm/seresnet18": {}, "timm/legacy_seresnet18": dict(drop_rate=0.0)},
     ),
     "mobilenet_v2": Family(
         full={"mobilenet_v2": dict(depths=(1, 2, 1, 1, 1, 1, 1))},

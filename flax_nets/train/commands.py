@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from flax_nets.train.loop import fit
 from flax_nets.train.step import evaluate, make_eval_step
 
 DATA = {"digits": data.digits}
-OPTIMIZERS = {  # name -> (transformation, its momentum where it has one)
+# Name -> (the optimizer, its momentum where it has one).
+OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float | None]] = {
     "sgd": (optim.sgd, 0.9),
     "adam": (optim.adam, None),
     "adamw": (optim.adamw, None),
@@ -160,13 +162,15 @@ def _images(args: argparse.Namespace, model: Any, split: Any) -> data.Dataset:
 
 def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransformation:
     """The optimizer, its learning rate by update: `steps` to an epoch."""
+    if args.epochs < 1:
+        raise ValueError(f"--epochs: got {args.epochs}, expected at least 1")
     if not args.lr > 0:
         raise ValueError(f"--lr: got {args.lr}, expected a number above 0")
-    total, warmup = args.epochs * steps, args.warmup_epochs * steps
-    if not 0 <= warmup < total:
+    if not 0 <= args.warmup_epochs < args.epochs:
         raise ValueError(
             f"--warmup-epochs: got {args.warmup_epochs}, expected 0 to less than {args.epochs}"
         )
+    total, warmup = args.epochs * steps, args.warmup_epochs * steps
     rate: Any = args.lr
     if args.schedule == "cosine":
         rate = schedules.cosine(args.lr, total - warmup)
@@ -180,8 +184,6 @@ def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransforma
     options = {"momentum": momentum if args.momentum is None else args.momentum}
     options |= {"weight_decay": args.weight_decay}
     optimizer = make(rate, **{name: value for name, value in options.items() if value is not None})
-    return (
-        optimizer
-        if args.clip is None
-        else optax.chain(optim.clip_by_global_norm(args.clip), optimizer)
-    )
+    if args.clip is None:
+        return optimizer
+    return optax.chain(optim.clip_by_global_norm(args.clip), optimizer)

@@ -162,7 +162,7 @@ class Batches:
             order = np.random.default_rng((self.seed, epoch)).permutation(order)
         for i in range(start, len(self)):
             batch = self._batch(order[i * self.batch_size : (i + 1) * self.batch_size])
-            if self.augment:
+            if self.augment and self.seed is not None:
                 rng = np.random.default_rng((self.seed, epoch, i + 1))  # (..., 0) is the order's
                 batch["image"] = self.augment(batch["image"], rng)
             yield batch

@@ -92,15 +92,15 @@ def fit(
     if epochs < 1:
         raise ValueError(f"epochs: got {epochs}, expected at least 1")
     with ExitStack() as stack:
-        bar = stack.enter_context(_Bar(progress, epochs, train))
         run = _Run(model, train, test, optimizer, seed, mesh, step_options)
         folder = None if out is None else stack.enter_context(_Folder(Path(out), keep))
         if folder:
             folder.open(run, resume, settings or {})
             if resume_command:
                 write_text(folder.path / "resume.sh", resume_command + "\n")
+        bar = stack.enter_context(_Bar(progress, epochs, train, run.done))
         for epoch in range(run.done // len(train), epochs):
-            bar.begin(epoch, run.done % len(train))
+            bar.begin(epoch)
             for trained in run.train_epoch(epoch):
                 bar.look(run)
                 if folder and checkpoint_every and trained % checkpoint_every == 0:
@@ -154,9 +154,10 @@ class _Run:
         trained = self.figures()
         seconds = time.perf_counter() - self.began
         batches = (shard(batch, self.mesh) for batch in self.test)
-        tested = steps.evaluate(self.eval_step, *self.state.evaluated, batches)
+        params, state = self.state.evaluated
+        tested = steps.evaluate(self.eval_step, params, state, batches)
         self.check(tested["loss"])
-        row = {"epoch": epoch + 1, "step": self.done}
+        row: Row = {"epoch": epoch + 1, "step": self.done}
         for split, figures in (("train", trained), ("test", tested)):
             row |= {f"{split}_loss": figures["loss"], f"{split}_accuracy": figures["accuracy"]}
         images = self.here * self.train.batch_size
@@ -267,7 +268,7 @@ class _Folder:
 class _Bar:
     """The progress of a run on standard error: a bar where that is a terminal, lines anywhere."""
 
-    def __init__(self, shown: bool, epochs: int, train: Batches):
+    def __init__(self, shown: bool, epochs: int, train: Batches, done: int):
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -291,7 +292,7 @@ class _Bar:
             disable=not (shown and console.is_terminal),
         )
         self.task = self.progress.add_task(
-            "", total=epochs * len(train), epoch=1, figures="compiling"
+            "", total=epochs * len(train), completed=done, epoch=epochs, figures="compiling"
         )
 
     def __enter__(self) -> _Bar:
@@ -301,9 +302,8 @@ class _Bar:
     def __exit__(self, *error: Any) -> None:
         self.progress.stop()
 
-    def begin(self, epoch: int, start: int) -> None:
-        done = epoch * len(self.train) + start
-        self.progress.update(self.task, epoch=epoch + 1, completed=done)
+    def begin(self, epoch: int) -> None:
+        self.progress.update(self.task, epoch=epoch + 1)
 
     def look(self, run: _Run) -> None:
         """At the figures so far, now and then; they stop a run that has diverged."""

@@ -21,7 +21,8 @@ Rows = Sequence[Mapping[str, float]]
 def save_curves(path: str | os.PathLike[str], rows: Rows) -> None:
     """Loss and accuracy by epoch, as a PNG."""
     figure = _figure(9, 3.4)
-    draw_curves(*figure.subplots(1, 2), rows)
+    loss, accuracy = figure.subplots(1, 2)
+    draw_curves(loss, accuracy, rows)
     figure.savefig(path)
 
 
@@ -85,9 +86,10 @@ def save_demo(
 def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

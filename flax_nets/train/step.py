@@ -78,12 +78,10 @@ def make_train_step(
     ) -> tuple[jax.Array, tuple[Metrics, Tree]]:
         """The batch's part in a mean over examples whose weights add up to `total`."""
         outputs, state = apply(params, state, batch["image"], train=True, rngs=key)
-        logits, value = outputs, 0.0
-        if isinstance(outputs, tuple):
-            logits = outputs[0]
-            for weight, extra in zip(_per_head(aux_weights, outputs), outputs[1:], strict=True):
-                value += weight * smoothed(extra, batch["label"], batch["mask"])
-        value += smoothed(logits, batch["label"], batch["mask"])
+        logits, *extras = outputs if isinstance(outputs, tuple) else (outputs,)
+        value = smoothed(logits, batch["label"], batch["mask"])
+        for weight, extra in zip(_per_head(aux_weights, len(extras)), extras, strict=True):
+            value += weight * smoothed(extra, batch["label"], batch["mask"])
         return value / total.astype(value.dtype), (_metrics(value, logits, batch), state)
 
     def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -216,14 +214,14 @@ def _smoothed(loss: Loss, label_smoothing: float) -> Callable[..., jax.Array]:
     )
 
 
-def _per_head(weights: float | Sequence[float], outputs: tuple) -> Sequence[float]:
+def _per_head(weights: float | Sequence[float], heads: int) -> Sequence[float]:
     """One weight for each auxiliary output."""
     if not isinstance(weights, Sequence):
-        return [weights] * (len(outputs) - 1)
-    if len(weights) != len(outputs) - 1:
+        return [weights] * heads
+    if len(weights) != heads:
         raise ValueError(
-            f"aux_weights: got {len(weights)} numbers, and the network has {len(outputs) - 1} "
-            "auxiliary outputs"
+            f"aux_weights: got {len(weights)} numbers, and the network has {heads} auxiliary "
+            "outputs"
         )
     return weights
 
