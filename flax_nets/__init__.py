@@ -1,9 +1,9 @@
 """Classic vision networks in Flax NNX, each equal to its PyTorch twin.
 
-    import flax_nets
-    model = flax_nets.create_model("resnet50", weights="resnet50.pth")
-    logits = model(x)                                    # x [N, H, W, C]
-    apply, params, state = flax_nets.functional(model)   # for jit, grad and vmap
+import flax_nets
+model = flax_nets.create_model("resnet50", weights="resnet50.pth")
+logits = model(x)                                    # x [N, H, W, C]
+apply, params, state = flax_nets.functional(model)   # for jit, grad and vmap
 """
 
 from flax_nets.create import create_model

@@ -180,6 +180,17 @@ def test_features_by_name_and_pattern():
         flax_nets.features(model, x, ["layer5"])
 
 
+def test_features_in_train_mode_leave_the_model_as_it_was():
+    model = flax_nets.create_model("resnet20_cifar", depths=(1, 1, 1), dropout=0.5)
+    model.train()
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    first = flax_nets.features(model, x, ["bn1"])["bn1"]
+    again = jax.jit(lambda x: flax_nets.features(model, x, ["bn1"]))(x)["bn1"]
+    np.testing.assert_allclose(first, again, rtol=1e-4, atol=1e-5)
+    assert model.bn1.count[...] == 0
+    assert not model.bn1.mean[...].any()
+
+
 def test_parameters_are_drawn_from_the_distribution_they_carry():
     model = flax_nets.create_model("resnet18")
     kernel = model.layer1[0].conv1.kernel

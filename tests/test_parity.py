@@ -25,6 +25,7 @@ from benchmarks.compare import (
     worst_errors,
 )
 from flax_nets import registry
+from flax_nets.functional import set_mode
 
 FULL = [
     pytest.param(file, name, overrides, id=name)
@@ -71,13 +72,15 @@ def test_outputs_gradients_and_statistics(file, name, overrides, train):
     assert worst["statistics"] <= OUTPUT, worst
 
 
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(("file", "name", "overrides"), FULL)
-def test_every_stage(file, name, overrides):
+def test_every_stage(file, name, overrides, train):
     reference, model, x = make(file, name, overrides)
+    set_mode(model, train)
     names = flax_nets.features.stages(model)
     run = jax.jit(lambda x: flax_nets.features(model, x, names + ["*"]))
     ours = run(jnp.asarray(x))
-    theirs = torch_features(reference.eval(), x, list(ours))
+    theirs = torch_features(reference.train(train), x, list(ours))
     compared = [n for n in ours if n in theirs]
     assert compared, "no stage has the same name on both sides"
     for stage in compared:

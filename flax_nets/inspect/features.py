@@ -86,7 +86,9 @@ def features(model: nnx.Module, x: jax.Array, names: Iterable[str]) -> dict[str,
     module was not called (an auxiliary head in eval mode).
     """
     names = [names] if isinstance(names, str) else list(names)
-    copy = nnx.merge(*nnx.split(model))  # the caller's model is left as it is
+    # A copy, with variables of its own: train mode updates its statistics, not the caller's, and
+    # may do so while tracing.
+    copy = nnx.merge(nnx.graphdef(model), nnx.to_pure_dict(nnx.state(model)))
     found = modules(copy)
     exact = set()
     wanted = set()
