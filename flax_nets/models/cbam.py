@@ -41,7 +41,7 @@ class ChannelAttention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         mean, largest = layers.global_avg_pool(x), lowering.global_max(x, (1, 2))
         scale = sigmoid(self.mlp(mean) + self.mlp(largest))
-        return x * scale[:, None, None, :]
+        return x.astype(scale.dtype) * scale[:, None, None, :]
 
 
 class SpatialAttention(nnx.Module):
@@ -66,7 +66,7 @@ class SpatialAttention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         largest, mean = lowering.global_max(x, -1, keepdims=True), jnp.mean(x, -1, keepdims=True)
         scale = sigmoid(self.spatial(jnp.concatenate((largest, mean), -1)))
-        return x * scale
+        return x.astype(scale.dtype) * scale
 
 
 class CBAM(nnx.Module):

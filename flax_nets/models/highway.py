@@ -82,7 +82,7 @@ class Highway(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         transformed = ACTIVATIONS[self.activation](self.transform(x))
         gate = sigmoid(self.gate(x))
-        carried = self.carry(x) if self.linear_carry else x
+        carried = self.carry(x) if self.linear_carry else x.astype(gate.dtype)
         return transformed * gate + carried * (1 - gate)
 
 

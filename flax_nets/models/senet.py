@@ -62,7 +62,7 @@ class SqueezeExcite(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = jnp.mean(x, (1, 2), keepdims=True)
         scale = sigmoid(self.fc2(relu(self.fc1(scale))))
-        return x * scale
+        return x.astype(scale.dtype) * scale
 
 
 class SEBasicBlock(BasicBlock):
