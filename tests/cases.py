@@ -150,7 +150,7 @@ FAMILIES = {
         full={  # the head takes images of 299 pixels: tests/test_inception.py
             "inception_v3": dict(aux_logits=False, transform_input=True),
         },
-        image=107,
+        image=139,
         parameters={"inception_v3": 27_161_264},
         libraries={"timm/inception_v3": {}},
     ),
@@ -160,7 +160,7 @@ FAMILIES = {
             "inception_resnet_v2": dict(depths=(1, 1, 1)),
         },
         reduce=lambda a: dict(depths=(1, 1, 1)),
-        image=107,
+        image=139,
         parameters={"inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464},
     ),
     "densenet": Family(
@@ -236,7 +236,7 @@ FAMILIES = {
             "se_inception_v3": dict(aux_logits=False),
         },
         reduce=lambda a: dict(depths=(1, 1, 1, 1)),
-        image={"default": 64, "se_inception_v3": 107},
+        image={"default": 64, "se_inception_v3": 139},
         parameters={
             "seresnet50": 28_088_024,
             "legacy_seresnet50": 28_088_024,

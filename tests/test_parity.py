@@ -72,6 +72,22 @@ def test_outputs_gradients_and_statistics(file, name, overrides, train):
     assert worst["statistics"] <= OUTPUT, worst
 
 
+# In train mode these amplify rounding from stage to stage: PyTorch given the same 4 images of 139
+# pixels in another order differs from itself by 2.3e-12 and 4.1e-12 in their last stages, Flax from
+# PyTorch by 1.5e-12. There the limit is PyTorch's own distance from itself, measured beside ours.
+AMPLIFYING = ("inception_v3", "se_inception_v3")
+
+
+def distance_from_itself(reference, x, theirs):
+    """The largest difference that the order of the images makes to any stage, in PyTorch."""
+    worst = 0.0
+    for order in ([3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1]):
+        again = torch_features(reference, x[order], list(theirs))
+        pairs = ((again[n], theirs[n]) for n in theirs)
+        worst = max(worst, *(error(a[0], b[0][order]) for a, b in pairs))
+    return worst
+
+
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(("file", "name", "overrides"), FULL)
 def test_every_stage(file, name, overrides, train):
@@ -83,12 +99,15 @@ def test_every_stage(file, name, overrides, train):
     theirs = torch_features(reference.train(train), x, list(ours))
     compared = [n for n in ours if n in theirs]
     assert compared, "no stage has the same name on both sides"
+    limit = OUTPUT
+    if train and name in AMPLIFYING:
+        limit = min(distance_from_itself(reference, x, theirs), 1e-11)
     for stage in compared:
         for mine, wanted in zip(leaves(ours[stage]), theirs[stage], strict=True):
             # attention's weights have four axes and are no image
             image = nchw(mine)
             mine = image if image.shape == tuple(wanted.shape) else mine
-            assert error(mine, wanted) <= OUTPUT, stage
+            assert error(mine, wanted) <= limit, stage
 
 
 @pytest.mark.parametrize(("file", "name"), OTHERS)
