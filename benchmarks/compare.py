@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -159,11 +158,6 @@ def worst_errors(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, floa
         input_gradient=error(ours["input_gradient"], theirs["input_gradient"]),
         statistics=max(statistics.values(), default=0.0),
     )
-
-
-@functools.cache
-def module_paths(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    return dict(model.named_modules())
 
 
 def torch_features(model: torch.nn.Module, x: np.ndarray, names: list[str]) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def test_outputs_gradients_and_statistics(file, name, overrides, train):
 
 # In train mode these amplify rounding from stage to stage: PyTorch given the same 4 images of 139
 # pixels in another order differs from itself by 2.3e-12 and 4.1e-12 in their last stages, Flax from
-# PyTorch by 1.5e-12. There the limit is PyTorch's own distance from itself, measured beside ours.
+# PyTorch by 1.5e-12 (the first). There the limit is PyTorch's own distance from itself, measured
+# beside ours.
 AMPLIFYING = ("inception_v3", "se_inception_v3")
 
 

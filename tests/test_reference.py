@@ -115,9 +115,7 @@ def test_flax_equals_the_library_itself(name, arguments, train, tmp_path):
         "auto",
     )
     theirs["gradients"] = {k: torch.from_numpy(v.copy()) for k, v in native.tensors.items()}
-    theirs["state"] = native.dialect and {
-        native.dialect.to_native(k): v for k, v in theirs["state"].items()
-    }
+    theirs["state"] = {native.dialect.to_native(k): v for k, v in theirs["state"].items()}
     worst = worst_errors(flax_pass(model, x, train), theirs)
     assert worst["outputs"] <= OUTPUT, worst
     assert worst["gradients"] <= GRADIENT, worst
