@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert import dialects, formats, rules
+from convert import configs, dialects, formats, positions, rules
 from flax_nets import registry
 from flax_nets.create import build, require_x64
 
@@ -31,6 +32,8 @@ class Checkpoint:
     source: str
     tensors: dict[str, np.ndarray]
     dialect: dialects.Dialect
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the constructor
+    implied_by: str = ""  # whoever knows them
     fresh: frozenset[str] = frozenset()  # keys that the caller asked to be drawn anew
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -40,13 +43,20 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: Source, native: Iterable[str], spec: registry.Spec | None, dialect: str
+    source: Source,
+    native: Collection[str],
+    spec: registry.Spec | None,
+    dialect: str,
+    implied: Callable[[dialects.Dialect], Collection[str]] | None = None,
 ) -> Checkpoint:
-    """Read `source` and bring its names to ours. `dialect`: a name, or "auto"."""
+    """Read `source` and bring its names to ours. `dialect`: a name, or "auto".
+
+    `native` and `implied` as in `dialects.recognise`.
+    """
     tensors = source if isinstance(source, Mapping) else formats.read(source)
     shown = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
     if dialect == "auto":
-        chosen = dialects.recognise(tensors, native, spec)
+        chosen = dialects.recognise(tensors, native, spec, implied)
     else:
         chosen = dialects.by_name(dialect, spec)
     renamed: dict[str, np.ndarray] = {}
@@ -55,7 +65,28 @@ def open_checkpoint(
         if name in renamed:
             raise ValueError(f"{shown}: two tensors would both be {name!r}, one of them {key!r}")
         renamed[name] = _as_numpy(value)
-    return Checkpoint(shown, chosen.tensors_to_native(renamed), chosen)
+    checkpoint = Checkpoint(shown, chosen.tensors_to_native(renamed), chosen)
+    _configure(checkpoint, source)
+    return checkpoint
+
+
+def _configure(checkpoint: Checkpoint, source: Source) -> None:
+    """Put into `checkpoint` the arguments that its dialect implies, and its config.json tells."""
+    dialect = checkpoint.dialect
+    config, why = configs.beside(source, dialect.model_type) if dialect.model_type else (None, "")
+    checkpoint.arguments = dict(dialect.arguments)
+    checkpoint.implied_by = f"{dialect.name} names imply"
+    if config is not None:
+        checkpoint.implied_by = "its config.json says"
+    elif why:
+        checkpoint.note(f"{why}: the library's defaults stand in ({_said(dialect.arguments)})")
+    if dialect.configure is not None:
+        shapes = {k: v.shape for k, v in checkpoint.tensors.items()}
+        checkpoint.arguments |= dialect.configure(config, shapes)
+
+
+def _said(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def prepare(
@@ -68,21 +99,36 @@ def prepare(
     classes or channels differs from its own.
     """
     wanted = spec.with_arguments(**given)
-    native = [e.key for e in rules.entries(build(wanted))]
-    checkpoint = open_checkpoint(source, native, wanted, dialect)
+    names: dict[tuple[tuple[str, str], ...], list[str]] = {(): _names(wanted)}
+
+    def of_dialect(dialect: dialects.Dialect) -> Collection[str]:
+        implied = _implied(wanted, dialect.arguments)
+        changed = {k: v for k, v in implied.items() if k not in given}
+        key = tuple((k, repr(v)) for k, v in changed.items())
+        if key not in names:
+            names[key] = _names(wanted.with_arguments(**changed))
+        return names[key]
+
+    checkpoint = open_checkpoint(source, names[()], wanted, dialect, of_dialect)
     shown = _arguments_shown(wanted, checkpoint.tensors)
-    implied = {k: v for k, v in _implied(spec, checkpoint.dialect).items() if k not in given}
-    for name, value in implied.items():
-        checkpoint.note(f"{name}={value!r}, as {checkpoint.dialect.name} names imply")
+    implied = _implied(spec, checkpoint.arguments)
+    implied = {k: v for k, v in implied.items() if k not in given and k not in shown}
+    if implied:
+        checkpoint.note(f"{_said(implied)}, as {checkpoint.implied_by}")
+    _adapt_positions(wanted, checkpoint, shown, given)
     spec = spec.with_arguments(**{**implied, **shown})
     _adapt(wanted, checkpoint, shown, given)
-    _adapt_aux(wanted, checkpoint, shown, given, native)
+    _adapt_aux(spec.with_arguments(**given), checkpoint, shown, given)
     return spec, checkpoint
 
 
-def _implied(spec: registry.Spec, dialect: dialects.Dialect) -> dict[str, Any]:
-    """The arguments that a dialect implies and that differ from those of `spec`."""
-    has, implied = spec.complete, dialect.arguments.items()
+def _names(spec: registry.Spec) -> list[str]:
+    return [e.key for e in rules.entries(build(spec))]
+
+
+def _implied(spec: registry.Spec, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the arguments that a dialect implies those that differ from `spec`'s."""
+    has, implied = spec.complete, arguments.items()
     return {name: value for name, value in implied if name in has and has[name] != value}
 
 
@@ -132,12 +178,34 @@ def _adapt(
         )
 
 
+def _adapt_positions(
+    spec: registry.Spec, checkpoint: Checkpoint, shown: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Positions for another image size, where the caller asked for that."""
+    own, asked = shown.get("image_size"), given.get("image_size")
+    if own is None or own == spec.complete["image_size"]:
+        return
+    if asked is None:
+        checkpoint.note(f"image_size={own}, as the number of its positions shows")
+        return
+    key, tensors = spec.cls().positions, checkpoint.tensors
+    patch = tensors[f"{spec.cls().input_layer}.weight"].shape[-1]
+    if asked < patch or asked % patch:
+        raise ValueError(f"image_size={asked} is no multiple of its patches of {patch} pixels")
+    tokens = tensors[key].shape[1] - (own // patch) ** 2
+    method = checkpoint.dialect.resize
+    tensors[key] = positions.resize(tensors[key], tokens, asked // patch, method)
+    checkpoint.note(
+        f"image_size={asked} differs from its {own}: positions are resized from "
+        f"{own // patch}x{own // patch} to {asked // patch}x{asked // patch} as {method} does"
+    )
+
+
 def _adapt_aux(
     spec: registry.Spec,
     checkpoint: Checkpoint,
     shown: Mapping[str, Any],
     given: Mapping[str, Any],
-    native: Iterable[str],
 ) -> None:
     """Drop the auxiliary heads, or draw them anew, where the caller asked for that."""
     aux = given.get("aux_logits")
@@ -146,7 +214,7 @@ def _adapt_aux(
     heads = tuple(f"{layer}." for layer in spec.cls().aux_layers)
     for key in [k for k in checkpoint.tensors if k.startswith(heads)]:
         del checkpoint.tensors[key]
-    checkpoint.fresh |= {k for k in native if k.startswith(heads)}
+    checkpoint.fresh |= {k for k in _names(spec) if k.startswith(heads)}
     checkpoint.note(
         f"aux_logits={aux} was asked for: its auxiliary heads are "
         + ("missing and start from fresh values" if aux else "dropped")
@@ -188,22 +256,38 @@ def fill(
     for key in [*missing, *unexpected]:
         checkpoint.note(f"{key} is {'missing' if key in entries else 'not used'}")
     _require_dtype(tensors, param_dtype)
-    for key, entry in entries.items():
-        if key in tensors:
-            entry.variable.set_value(_to_jax(tensors[key], entry.rule, param_dtype))
-    broken = {k: int((~np.isfinite(v)).sum()) for k, v in tensors.items() if _may_break(v)}
-    broken = {k: n for k, n in broken.items() if n}
+    known = [key for key in entries if key in tensors]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy copies without holding the others up
+        values = pool.map(lambda key: _to_flax(tensors[key], entries[key].rule, param_dtype), known)
+        for key, value in zip(known, values, strict=True):
+            # Here, since whether float64 is allowed (jax.enable_x64) is a matter of the thread.
+            entries[key].variable.set_value(jax.device_put(value))
+        counts = zip(tensors, pool.map(_broken, tensors.values()), strict=True)
+        broken = {key: count for key, count in counts if count}
     if broken:
         checkpoint.note(
             f"{sum(broken.values())} values are NaN or infinite, in {', '.join(broken)}"
         )
 
 
-def _to_jax(value: np.ndarray, rule: rules.Rule, param_dtype: Any) -> jax.Array:
-    if rule.flax == "count":
-        return jnp.array(value, jnp.int32)
+def _to_flax(value: np.ndarray, rule: rules.Rule, param_dtype: Any) -> np.ndarray:
     dtype = param_dtype if param_dtype is not None else value.dtype
-    return jnp.array(rule.layout.to_flax(value), dtype)  # a copy: the file may go away
+    dtype = np.dtype(jnp.int32 if rule.flax == "count" else dtype).newbyteorder("=")
+    ours = rule.layout.to_flax(value).astype(dtype, copy=False)
+    # JAX takes over as its own what is contiguous, which a file's must not become.
+    return _copy(ours)
+
+
+def _copy(view: np.ndarray) -> np.ndarray:
+    """A contiguous copy. A matrix on its side goes by columns that fill a cache line."""
+    source = view.squeeze()  # a kernel of 1x1 is a matrix
+    if source.ndim != 2 or source.flags.c_contiguous:
+        return view.copy(order="C")
+    copy = np.empty(source.shape, source.dtype)
+    width = max(64 // source.itemsize, 1)
+    for i in range(0, source.shape[1], width):
+        copy[:, i : i + width] = source[:, i : i + width]
+    return copy.reshape(view.shape)
 
 
 def _require_dtype(tensors: StateDict, param_dtype: Any) -> None:
@@ -213,8 +297,13 @@ def _require_dtype(tensors: StateDict, param_dtype: Any) -> None:
                 require_x64(value.dtype)
 
 
-def _may_break(value: np.ndarray) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.floating)
+def _broken(value: np.ndarray) -> int:
+    """How many are NaN or infinite. Mostly none are, which the extremes show at once."""
+    if not value.size or not jnp.issubdtype(value.dtype, jnp.floating):
+        return 0
+    if np.isfinite(value.min()) and np.isfinite(value.max()):
+        return 0
+    return int((~np.isfinite(value)).sum())
 
 
 def _account(
@@ -258,8 +347,8 @@ def load(
     native = [e.key for e in rules.entries(model)]
     checkpoint = open_checkpoint(source, native, spec_of(model), dialect)
     if hasattr(model, "spec"):
-        for name, value in _implied(model.spec, checkpoint.dialect).items():
-            checkpoint.note(f"{checkpoint.dialect.name} names imply {name}={value!r}, not this")
+        for name, value in _implied(model.spec, checkpoint.arguments).items():
+            checkpoint.note(f"{checkpoint.implied_by} {name}={value!r}, not this network")
     fill(model, checkpoint, strict=strict)
     return model
 
@@ -270,14 +359,10 @@ def export(model: nnx.Module | Mapping, dialect: str = "native") -> dict[str, np
     A tree (gradients, say) gets its PyTorch names and layouts by the names of its leaves.
     """
     if isinstance(model, nnx.Module):
-        found = [(e.key, e.rule, e.variable.get_value()) for e in rules.entries(model)]
+        values = [(e.key, e.rule, e.variable.get_value()) for e in rules.entries(model)]
+        state_dict = {key: rules.in_torch(rule, value) for key, rule, value in values}
     else:
-        leaves = rules.flatten_tree(model)
-        found = [(*rules.leaf_name(path, value), value) for path, value in leaves]
-    state_dict = {}
-    for key, rule, value in found:
-        array = np.asarray(rule.layout.to_torch(np.asarray(value)), order="C")
-        state_dict[key] = array.astype(np.int64) if rule.flax == "count" else array
+        state_dict = rules.named(model)
     chosen = _foreign(dialect, spec_of(model), state_dict)
     state_dict = chosen.tensors_from_native(state_dict)
     return {chosen.from_native(k): v for k, v in state_dict.items()}
@@ -290,7 +375,8 @@ def _foreign(dialect: str, spec: registry.Spec | None, keys: Iterable[str]) -> d
     named = [d for d in dialects.all_dialects() if d.name == dialect]
     if not named:
         return dialects.by_name(dialect, None)
-    return max(named, key=lambda d: sum(d.from_native(k) != k for k in keys))
+    named.sort(key=lambda d: d.file != "")  # at a tie, a module of the caller's own
+    return max(named, key=lambda d: sum(d.from_native(k) != d.prefix + k for k in keys))
 
 
 def spec_of(model: nnx.Module | Mapping) -> registry.Spec | None:

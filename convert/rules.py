@@ -115,6 +115,18 @@ def leaf_name(path: tuple[str, ...], value: np.ndarray) -> tuple[str, Rule]:
     return ".".join((*path[:-1], rule.torch)), rule
 
 
+def named(tree: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    """PyTorch's names and layouts for a tree shaped like a model's `params` or `state`."""
+    leaves = ((*leaf_name(path, value), value) for path, value in flatten_tree(tree))
+    return {key: in_torch(rule, value) for key, rule, value in leaves}
+
+
+def in_torch(rule: Rule, value: Any) -> np.ndarray:
+    """One array as PyTorch keeps it: its order of axes, contiguous, counters in 64 bits."""
+    array = np.asarray(rule.layout.to_torch(np.asarray(value)), order="C")
+    return array.astype(np.int64) if rule.flax == "count" else array
+
+
 def flatten_tree(tree: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[tuple]:
     """(path, array) for each leaf of nested mappings; NNX variables are unwrapped."""
     for name, child in tree.items():

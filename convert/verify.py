@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from convert import port
+from convert.formats.files import replacing
 from flax_nets import registry
 from flax_nets.create import build
 from flax_nets.functional import functional, set_mode
@@ -48,15 +51,36 @@ class Report:
 
     @property
     def first_difference(self) -> str | None:
-        """The first stage beyond the limit, or the first tensor that differs; None for none."""
-        beyond = [s.name for s in self.stages if not s.error <= self.limit]
-        return next(iter(beyond + [key for key, _ in self.changed]), None)
+        """The first stage beyond the limit; None where all is equal.
+
+        Where a tensor differs and no stage shows it (its input may be zero), the stage that holds
+        the tensor, or the tensor's own name where none does.
+        """
+        for stage in self.stages:
+            if not stage.error <= self.limit:
+                return stage.name
+        for key, _ in self.changed:
+            holders = [s.name for s in self.stages if key.startswith(f"{s.name}.")]
+            return max(holders, key=len, default=key)
+        return None
 
     def __bool__(self) -> bool:
         return self.first_difference is None
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"equal": bool(self)}
+        """Plain values for JSON, the verdict among them."""
+        found = {"equal": bool(self), "first_difference": self.first_difference}
+        return dataclasses.asdict(self) | found | {"output_error": self.output_error}
+
+    @property
+    def verdict(self) -> str:
+        """One line: whether they are equal, or where they first differ."""
+        if self:
+            return f"equal: every stage within {self.limit:g} of PyTorch's largest value"
+        at = next((s for s in self.stages if not s.error <= self.limit), None)
+        if at is None:
+            return f"NOT equal: {self.changed[0][0]} differs, in {self.first_difference}"
+        return f"NOT equal: first at {at.name}, error {at.error:.1e}, limit {self.limit:g}"
 
     def __str__(self) -> str:
         width = max(len(s.name) for s in self.stages)
@@ -70,11 +94,36 @@ class Report:
         for key, difference in self.changed:
             lines.append(f"  {key} differs from the checkpoint by up to {difference:.3g}")
         lines += [f"  note: {note}" for note in self.notes]
-        if self:
-            lines.append(f"equal: every stage within {self.limit:g} of PyTorch's largest value")
-        else:
-            lines.append(f"NOT equal: look at {self.first_difference}")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.verdict])
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the errors, stage by stage, into a picture: .png, .svg or .pdf, by the suffix.
+
+        Raises ImportError without matplotlib, ValueError for another suffix.
+        """
+        target = Path(path)
+        if target.suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"{target}: a picture's name ends in .png, .svg or .pdf")
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plotting takes matplotlib: pip install matplotlib") from error
+        count, floor = len(self.stages), 1e-17  # below it lies an error of zero
+        figure = Figure(figsize=(max(5.0, 0.16 * count + 1.5), 4.5), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        heights = [max(s.error, floor) if np.isfinite(s.error) else 1.0 for s in self.stages]
+        colours = ["#2e8b57" if s.error <= self.limit else "#c8413b" for s in self.stages]
+        axes.scatter(range(count), heights, c=colours, s=16, zorder=3)
+        axes.axhline(self.limit, color="#8a8f98", lw=1, ls="--")
+        axes.set_yscale("log")
+        axes.set_ylim(floor / 3, max(10 * self.limit, 3 * max(heights)))
+        axes.set_ylabel("largest error / largest value")
+        step = -(-count // 80)  # more names than that nobody can read
+        names = [s.name for s in self.stages[::step]]
+        axes.set_xticks(range(0, count, step), names, rotation=90, fontsize=7)
+        axes.set_title(f"{self.model}: {self.verdict}", fontsize=9, loc="left")
+        with replacing(target) as stream:
+            figure.savefig(stream, format=target.suffix[1:])
 
 
 def verify(
@@ -113,6 +162,7 @@ def verify(
                 raise ValueError("verify takes a name, or a model made by flax_nets.create_model")
             spec = made_of
             checkpoint = port.open_checkpoint(source, held, spec, dialect)
+            checkpoint.notes += _implied(spec, checkpoint)
         ours = build(spec)
         port.fill(ours, dataclasses.replace(checkpoint, tensors=dict(held)), jnp.float64)
         set_mode(ours, train=False)
@@ -140,6 +190,14 @@ def verify(
         changed=tuple(changed),
         notes=tuple(checkpoint.notes),
     )
+
+
+def _implied(spec: registry.Spec, checkpoint: port.Checkpoint) -> list[str]:
+    """What a network has of the names of its checkpoint, and not of its own name."""
+    own, has = registry.resolve(spec.name).complete, spec.complete
+    differ = {k: v for k, v in checkpoint.arguments.items() if own.get(k) != v and has.get(k) == v}
+    shown = ", ".join(f"{name}={value!r}" for name, value in differ.items())
+    return [f"{shown}, as {checkpoint.implied_by}"] if differ else []
 
 
 def _tensors(tensors: port.StateDict, wanted: Any) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 COMMANDS = {
     "list": ("flax_nets.cli", "list_command", "the networks there are"),
     "summary": ("flax_nets.inspect.summary", "summary_command", "the modules of a network"),
+    "predict": ("flax_nets.predict", "predict_command", "the classes of images"),
     "train": ("flax_nets.train.commands", "train_command", "train a network"),
     "eval": ("flax_nets.train.commands", "eval_command", "the accuracy of a checkpoint"),
+    "plan": ("flax_nets.inspect.plan", "plan_command", "what a training step costs on a TPU"),
     "demo": ("flax_nets.demo", "demo_command", "a tour: convert, verify, evaluate, train, export"),
 }
 

@@ -30,7 +30,10 @@ def create_model(
 
     Args:
       name: one of `flax_nets.list_models()`.
-      weights: None for random ones, or the path of a checkpoint.
+      weights: None for random ones; or published ones by name, "DEFAULT", "IMAGENET1K_V2" or
+        "timm/resnet50.a1_in1k" (`flax_nets.weights.names` lists them), which are downloaded once;
+        or "hf-hub:ORG/NAME", or an address; or a path, or a state dict. torchvision's by name
+        switch `transform_input` on, where a network has it.
       num_classes: None for the variant's own, and with weights for the checkpoint's own. A number
         that differs from the checkpoint's gives a fresh head; 0 no head: pooled features.
       in_channels: likewise; the first kernel is adapted to a number that differs.
@@ -41,7 +44,8 @@ def create_model(
       overrides: any argument of the network's constructor; every network takes `dropout`.
 
     Raises ValueError for an unknown name or argument (with the nearest ones), for a checkpoint
-    that does not fit, and for float64 where JAX has it switched off.
+    that does not fit, and for float64 where JAX has it switched off; an OSError that tells what to
+    do by hand for weights that cannot be downloaded.
 
     >>> import flax_nets
     >>> model = flax_nets.create_model("lenet5", num_classes=7)
@@ -56,7 +60,9 @@ def create_model(
     given = {k: v for k, v in given.items() if v is not None or k not in own}
     if weights is not None:
         import convert  # only who loads a checkpoint pays for the converter
+        from flax_nets.weights.source import resolve
 
+        spec, weights = resolve(spec, name, weights)
         spec, checkpoint = convert.prepare(spec, weights, given)
     spec = spec.with_arguments(**given)
     model = build(spec)

@@ -71,12 +71,16 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a name stands for: the file, the class in it, and the constructor's arguments."""
+    """What a name stands for: the file, the class in it, and the constructor's arguments.
+
+    `weights` says where a model's weights came from; networks are equal whatever they are.
+    """
 
     name: str
     file: str
     network: str
     arguments: Mapping[str, Any]
+    weights: str | None = dataclasses.field(default=None, compare=False)
 
     def __hash__(self) -> int:  # a model carries its spec, and `jax.jit` hashes models
         return hash((self.name, self.file, self.network, repr(sorted(self.arguments.items()))))

@@ -297,7 +297,14 @@ class TransformerEncoderLayer(TransformerLayer):
     """Self-attention and a perceptron, each beside a skip, then a norm (Figure 1 left)."""
 
     def __init__(
-        self, d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, norm_first
+        self,
+        d_model,
+        nhead,
+        dim_feedforward=2048,
+        dropout=0.1,
+        activation="relu",
+        layer_norm_eps=1e-5,
+        norm_first=False,
     ):
         super().__init__()
         self.norm_first, self.activation = norm_first, {"relu": F.relu, "gelu": F.gelu}[activation]
@@ -319,7 +326,14 @@ class TransformerDecoderLayer(TransformerLayer):
     """An encoder layer with attention to the memory in between (Figure 1 right)."""
 
     def __init__(
-        self, d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, norm_first
+        self,
+        d_model,
+        nhead,
+        dim_feedforward=2048,
+        dropout=0.1,
+        activation="relu",
+        layer_norm_eps=1e-5,
+        norm_first=False,
     ):
         super().__init__()
         self.norm_first, self.activation = norm_first, {"relu": F.relu, "gelu": F.gelu}[activation]

@@ -19,17 +19,17 @@ class DenseLayer(nn.Module):
     With bottleneck=0 the 3x3 alone. Takes the list of all earlier maps of its block.
     """
 
-    def __init__(self, in_channels, growth, bottleneck=4, dropout=0.0, remat=False):
+    def __init__(self, in_channels, growth, bottleneck=4, dropout=0.0, remat=False, bias=False):
         super().__init__()
         self.bottleneck, self.remat = bottleneck, remat
         self.norm1 = nn.BatchNorm2d(in_channels)
         if bottleneck:
             width = bottleneck * growth
-            self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, width, 1, bias=bias)
             self.norm2 = nn.BatchNorm2d(width)
-            self.conv2 = nn.Conv2d(width, growth, 3, padding=1, bias=False)
+            self.conv2 = nn.Conv2d(width, growth, 3, padding=1, bias=bias)
         else:
-            self.conv1 = nn.Conv2d(in_channels, growth, 3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, growth, 3, padding=1, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def first(self, *features):
@@ -62,11 +62,13 @@ class DenseLayer(nn.Module):
 class DenseBlock(nn.Sequential):
     """Layers that each see the maps of all layers before (Figure 1), concatenated."""
 
-    def __init__(self, depth, in_channels, growth, bottleneck, dropout, remat):
+    def __init__(
+        self, depth, in_channels, growth, bottleneck=4, dropout=0.0, remat=False, bias=False
+    ):
         made = OrderedDict()
         for i in range(depth):
             made[f"denselayer{i + 1}"] = DenseLayer(
-                in_channels + i * growth, growth, bottleneck, dropout, remat
+                in_channels + i * growth, growth, bottleneck, dropout, remat, bias
             )
         super().__init__(made)
 
@@ -77,13 +79,13 @@ class DenseBlock(nn.Sequential):
         return torch.cat(features, 1)
 
 
-def transition(in_channels, channels):
+def transition(in_channels, channels, bias=False):
     """BN-ReLU-1x1 and 2x2 average pooling between two blocks."""
     return nn.Sequential(
         OrderedDict(
             norm=nn.BatchNorm2d(in_channels),
             relu=nn.ReLU(),
-            conv=nn.Conv2d(in_channels, channels, 1, bias=False),
+            conv=nn.Conv2d(in_channels, channels, 1, bias=bias),
             pool=nn.AvgPool2d(2, 2),
         )
     )
@@ -104,25 +106,26 @@ class DenseNet(nn.Module):
         in_channels=3,
         dropout=0.0,
         remat=False,
+        bias=False,
     ):
         super().__init__()
         channels = stem_channels
         if stem == "imagenet":
             parts = OrderedDict(
-                conv0=nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False),
+                conv0=nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=bias),
                 norm0=nn.BatchNorm2d(channels),
                 relu0=nn.ReLU(),
                 pool0=nn.MaxPool2d(3, 2, 1),
             )
         else:
-            parts = OrderedDict(conv0=nn.Conv2d(in_channels, channels, 3, padding=1, bias=False))
+            parts = OrderedDict(conv0=nn.Conv2d(in_channels, channels, 3, padding=1, bias=bias))
         for i, depth in enumerate(depths):
             if i > 0:
                 compressed = int(channels * compression)
-                parts[f"transition{i}"] = transition(channels, compressed)
+                parts[f"transition{i}"] = transition(channels, compressed, bias)
                 channels = compressed
             parts[f"denseblock{i + 1}"] = DenseBlock(
-                depth, channels, growth, bottleneck, dropout, remat
+                depth, channels, growth, bottleneck, dropout, remat, bias
             )
             channels += depth * growth
         parts["norm5"] = nn.BatchNorm2d(channels)

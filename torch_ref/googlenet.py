@@ -27,7 +27,7 @@ class GoogLeNetOutputs(NamedTuple):
 class Inception(nn.Module):
     """Figure 2(b): four branches, 1x1 reductions before the costly ones."""
 
-    def __init__(self, in_channels, ch1x1, red3x3, ch3x3, red5x5, ch5x5, pool_proj, original):
+    def __init__(self, in_channels, ch1x1, red3x3, ch3x3, red5x5, ch5x5, pool_proj, original=False):
         super().__init__()
         conv = partial(BasicConv2d, batch_norm=not original)
         large = 5 if original else 3
@@ -80,16 +80,20 @@ class GoogLeNet(nn.Module):
         in_channels=3,
         dropout=0.2,
         dropout_aux=None,
+        local_norm=None,
+        pool4=None,
     ):
         super().__init__()
         self.transform_input = transform_input
         if dropout_aux is None:
             dropout_aux = 0.7 if dropout else 0.0
+        local_norm = original if local_norm is None else local_norm
+        pool4 = pool4 or (3 if original else 2)
         conv = partial(BasicConv2d, batch_norm=not original)
         inception = partial(Inception, original=original)
         aux = partial(InceptionAux, dropout=dropout_aux, original=original)
         lrn = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75)
-        norm = lrn if original else nn.Identity
+        norm = lrn if local_norm else nn.Identity
         self.conv1 = conv(in_channels, 64, 7, stride=2, padding=3)
         self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.norm1 = norm()
@@ -105,7 +109,7 @@ class GoogLeNet(nn.Module):
         self.inception4c = inception(512, 128, 128, 256, 24, 64, 64)
         self.inception4d = inception(512, 112, 144, 288, 32, 64, 64)
         self.inception4e = inception(528, 256, 160, 320, 32, 128, 128)
-        self.maxpool4 = nn.MaxPool2d(3 if original else 2, 2, ceil_mode=True)
+        self.maxpool4 = nn.MaxPool2d(pool4, 2, ceil_mode=True)
         self.inception5a = inception(832, 256, 160, 320, 32, 128, 128)
         self.inception5b = inception(832, 384, 192, 384, 48, 128, 128)
         self.aux1 = aux(512, num_classes) if aux_logits else None

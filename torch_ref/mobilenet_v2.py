@@ -15,16 +15,16 @@ class InvertedResidual(nn.Module):
     """1x1 up, 3x3 per channel, 1x1 down *without* activation, and a skip between the narrow ends
     (Table 1, Figure 4d)."""
 
-    def __init__(self, in_channels, channels, stride=1, expansion=6):
+    def __init__(self, in_channels, channels, stride=1, expansion=6, same=False, **norm):
         super().__init__()
         hidden = in_channels * expansion
         self.has_skip = stride == 1 and in_channels == channels
-        expand = [] if expansion == 1 else [conv_norm_act(in_channels, hidden, 1)]
+        expand = conv_norm_act(in_channels, hidden, 1, **norm) if expansion > 1 else None
         self.conv = nn.Sequential(
-            *expand,
-            conv_norm_act(hidden, hidden, 3, stride, groups=hidden),
+            *([] if expand is None else [expand]),
+            conv_norm_act(hidden, hidden, 3, stride, hidden, same=same, **norm),
             nn.Conv2d(hidden, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
+            nn.BatchNorm2d(channels, **norm),
         )
 
     def forward(self, x):
@@ -40,9 +40,13 @@ class MobileNetV2(nn.Module):
     def __init__(
         self,
         width=1.0,
+        divisor=8,
         depths=(1, 2, 3, 4, 3, 3, 1),
         widths=(32, 16, 24, 32, 64, 96, 160, 320, 1280),
         fixed_ends=False,
+        same=False,
+        eps=1e-5,
+        momentum=0.1,
         num_classes=1000,
         in_channels=3,
         dropout=0.2,
@@ -51,19 +55,21 @@ class MobileNetV2(nn.Module):
         super().__init__()
         stem, *stage_widths, head = widths
         if not fixed_ends:
-            stem, head = make_divisible(width * stem), make_divisible(max(width, 1.0) * head)
-        features = [conv_norm_act(in_channels, stem, 3, stride=2)]
+            stem = make_divisible(width * stem, divisor)
+            head = make_divisible(max(width, 1.0) * head, divisor)
+        norm = dict(same=same, eps=eps, momentum=momentum)
+        features = [conv_norm_act(in_channels, stem, 3, stride=2, **norm)]
         channels_in = stem
         for expansion, channels, depth, stride in zip(
             self.expansions, stage_widths, depths, self.strides, strict=True
         ):
-            channels = make_divisible(width * channels)
+            channels = make_divisible(width * channels, divisor)
             for j in range(depth):
                 step = stride if j == 0 else 1
-                block = InvertedResidual(channels_in, channels, step, expansion)
+                block = InvertedResidual(channels_in, channels, step, expansion, **norm)
                 features.append(block)
                 channels_in = channels
-        features.append(conv_norm_act(channels_in, head, 1))
+        features.append(conv_norm_act(channels_in, head, 1, **norm))
         self.features = nn.Sequential(*features)
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),

@@ -10,6 +10,30 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def mlpconv(x, *convs):
+    """A convolution whose filter is a perceptron (section 3.1): a ReLU after each layer."""
+    for conv in convs:
+        x = F.relu(conv(x))
+    return x
+
+
+class MLPConv(nn.Module):
+    """A convolution and two 1x1 on top, which see one position as a perceptron does (section 3.1).
+
+    For networks of your own: `NIN` keeps these three layers under its authors' flat names.
+    """
+
+    def __init__(self, in_channels, widths, kernel_size=3, stride=1, padding=0):
+        super().__init__()
+        channels, first, second = widths
+        self.conv = nn.Conv2d(in_channels, channels, kernel_size, stride, padding)
+        self.cccp1 = nn.Conv2d(channels, first, 1)
+        self.cccp2 = nn.Conv2d(first, second, 1)
+
+    def forward(self, x):
+        return mlpconv(x, self.conv, self.cccp1, self.cccp2)
+
+
 class NIN(nn.Module):
     """Images [N, in_channels, H, W] -> logits [N, num_classes] (where that is 0: features)."""
 
@@ -46,15 +70,11 @@ class NIN(nn.Module):
                 nn.init.normal_(module.weight, std=0.01 if name in narrow else 0.05)
                 nn.init.zeros_(module.bias)
 
-    def mlpconv(self, i, x):
-        """A convolution whose filter is a perceptron of three layers (section 3.1)."""
-        x = F.relu(getattr(self, f"conv{i}")(x))
-        x = F.relu(getattr(self, f"cccp{2 * i - 1}")(x))
-        return F.relu(getattr(self, f"cccp{2 * i}")(x))
-
     def forward(self, x):
         for i in range(1, self.blocks + 1):
-            x = getattr(self, f"pool{i}")(self.mlpconv(i, x))
+            names = (f"conv{i}", f"cccp{2 * i - 1}", f"cccp{2 * i}")
+            x = mlpconv(x, *(getattr(self, name) for name in names))
+            x = getattr(self, f"pool{i}")(x)
             if i in self.dropped:
                 x = self.dropout(x)
         return torch.mean(x, (2, 3))

@@ -87,10 +87,19 @@ class Bottleneck(nn.Module):
         return self.bn3
 
 
+class StrideFirst(Bottleneck):
+    """The paper's own: the stride on the first 1x1."""
+
+    def __init__(self, in_channels, channels, stride=1, groups=1, base_width=64, shortcut=None):
+        super().__init__(in_channels, channels, 1, groups, base_width, shortcut)
+        width = self.conv1.out_channels
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride, bias=False)
+
+
 class ResNet(nn.Module):
     """Images [N, in_channels, H, W] -> logits [N, num_classes] (0: pooled features)."""
 
-    blocks = {"basic": BasicBlock, "bottleneck": Bottleneck}
+    blocks = {"basic": BasicBlock, "bottleneck": Bottleneck, "stride_first": StrideFirst}
 
     def __init__(
         self,
@@ -100,6 +109,8 @@ class ResNet(nn.Module):
         groups=1,
         base_width=64,
         stem="imagenet",
+        stem_width=None,
+        first_stride=1,
         shortcut="B",
         num_classes=1000,
         in_channels=3,
@@ -107,18 +118,18 @@ class ResNet(nn.Module):
         zero_init_last=False,
     ):
         super().__init__()
+        channels_in = stem_width or widths[0]
         if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, widths[0], 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, channels_in, 7, stride=2, padding=3, bias=False)
         else:
-            self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
+            self.conv1 = nn.Conv2d(in_channels, channels_in, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_in)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         self.stages = tuple(f"layer{i + 1}" for i in range(len(depths)))
-        channels_in = widths[0]
         for i, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
             stage = []
             for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
+                stride = 1 if j > 0 else 2 if i > 0 else first_stride
                 made = self._block(
                     block, channels_in, channels, stride, groups, base_width, shortcut
                 )

@@ -31,12 +31,12 @@ class SqueezeExcite(nn.Module):
     hidden=None is channels / reduction, rounded to a multiple of 8 as timm does.
     """
 
-    def __init__(self, channels, reduction=16, hidden=None):
+    def __init__(self, channels, reduction=16, hidden=None, bias=True):
         super().__init__()
         if hidden is None:
             hidden = max(8, int(channels / reduction + 4) // 8 * 8)
-        self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
 
     def forward(self, x):
         scale = torch.mean(x, (2, 3), keepdim=True)

@@ -24,9 +24,10 @@ class ShuffleV1Block(nn.Module):
     network with its 3x3 kernels in another order), and with the table of channels transposed.
     """
 
-    def __init__(self, in_channels, channels, stride, groups, first_groups):
+    def __init__(self, in_channels, channels, stride=1, groups=3, first_groups=None):
         super().__init__()
         self.stride, self.groups = stride, groups
+        first_groups = groups if first_groups is None else first_groups
         middle = channels // 4
         new = channels - in_channels if stride == 2 else channels
         self.branch_main_1 = nn.Sequential(
@@ -109,18 +110,19 @@ class InvertedResidual(nn.Module):
     """One half of the channels passes, the other takes 1x1, 3x3 per channel, 1x1 (v2, Figure 3c);
     with stride 2 both branches see all channels (Figure 3d). Then a shuffle of the two."""
 
-    def __init__(self, in_channels, channels, stride):
+    def __init__(self, in_channels, channels, stride, authors=False):
         super().__init__()
-        self.stride = stride
+        self.stride, self.authors = stride, authors
         n, half = in_channels, channels // 2
+        left = n if authors and stride == 2 else half  # channels that the first branch gives
         if stride == 1:
             self.branch1 = nn.Sequential()
         else:
             self.branch1 = nn.Sequential(
                 nn.Conv2d(n, n, 3, stride, 1, groups=n, bias=False),
                 nn.BatchNorm2d(n),
-                nn.Conv2d(n, half, 1, bias=False),
-                nn.BatchNorm2d(half),
+                nn.Conv2d(n, left, 1, bias=False),
+                nn.BatchNorm2d(left),
                 nn.ReLU(),
             )
         self.branch2 = nn.Sequential(
@@ -129,15 +131,17 @@ class InvertedResidual(nn.Module):
             nn.ReLU(),
             nn.Conv2d(half, half, 3, stride, 1, groups=half, bias=False),
             nn.BatchNorm2d(half),
-            nn.Conv2d(half, half, 1, bias=False),
-            nn.BatchNorm2d(half),
+            nn.Conv2d(half, channels - left, 1, bias=False),
+            nn.BatchNorm2d(channels - left),
             nn.ReLU(),
         )
 
     def forward(self, x):
+        if self.authors and self.stride == 1:
+            x = channel_shuffle(x, x.shape[1] // 2)  # even channels, then odd ones
         left, right = torch.chunk(x, 2, 1) if self.stride == 1 else (x, x)
         x = torch.cat((self.branch1(left), self.branch2(right)), 1)
-        return channel_shuffle(x, 2)
+        return x if self.authors else channel_shuffle(x, 2)
 
 
 class ShuffleNetV2(nn.Module):
@@ -150,6 +154,7 @@ class ShuffleNetV2(nn.Module):
         num_classes=1000,
         in_channels=3,
         dropout=0.0,
+        authors=False,
     ):
         super().__init__()
         channels_in, *stage_widths, features = widths
@@ -164,7 +169,7 @@ class ShuffleNetV2(nn.Module):
             stage = []
             for j in range(depth):
                 stride = 2 if j == 0 else 1
-                stage.append(InvertedResidual(channels_in, channels, stride))
+                stage.append(InvertedResidual(channels_in, channels, stride, authors))
                 channels_in = channels
             setattr(self, name, nn.Sequential(*stage))
         self.conv5 = nn.Sequential(
@@ -173,7 +178,9 @@ class ShuffleNetV2(nn.Module):
             nn.ReLU(),
         )
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        self.fc = (
+            nn.Linear(features, num_classes, bias=not authors) if num_classes else nn.Identity()
+        )
 
     def forward(self, x):
         x = self.conv1(x)

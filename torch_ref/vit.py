@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from torch_ref.attention import MultiHeadAttention
 
@@ -24,11 +25,27 @@ class DistilledOutput(NamedTuple):
 class EncoderBlock(nn.Module):
     """Attention and a two-layer perceptron, each after a norm and beside a skip (Figure 1)."""
 
-    def __init__(self, width, num_heads, mlp_dim, qkv_bias, norm_eps, dropout, attention_dropout):
+    def __init__(
+        self,
+        width,
+        num_heads,
+        attention_width,
+        mlp_dim,
+        qkv_bias,
+        norm_eps,
+        dropout,
+        attention_dropout,
+        remat,
+    ):
         super().__init__()
+        self.remat = remat
         self.ln_1 = nn.LayerNorm(width, eps=norm_eps)
         self.self_attention = MultiHeadAttention(
-            width, num_heads, qkv_bias=qkv_bias, dropout=attention_dropout
+            width,
+            num_heads,
+            qkv_bias=qkv_bias,
+            head_dim=attention_width // num_heads,
+            dropout=attention_dropout,
         )
         self.dropout = nn.Dropout(dropout)
         self.ln_2 = nn.LayerNorm(width, eps=norm_eps)
@@ -41,6 +58,11 @@ class EncoderBlock(nn.Module):
         )
 
     def forward(self, x):
+        if self.remat and self.training:
+            return checkpoint(self.both, x, use_reentrant=False)
+        return self.both(x)
+
+    def both(self, x):
         x = x + self.dropout(self.self_attention(self.ln_1(x)))
         return x + self.mlp(self.ln_2(x))
 
@@ -66,6 +88,25 @@ class Encoder(nn.Module):
         return self.ln(self.layers(x))
 
 
+class PatchNorm(nn.LayerNorm):
+    """Layer norm of each patch's pixels (Kumar et al. 2023, https://arxiv.org/abs/2302.01327).
+
+    Its numbers stand in the order row, column, channel."""
+
+    def __init__(self, patch_size, channels, eps):
+        super().__init__(patch_size**2 * channels, eps=eps)
+        self.patch_size = patch_size
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        p = self.patch_size
+        x = x.reshape(n, c, h // p, p, w // p, p)
+        x = x.permute(0, 2, 4, 3, 5, 1)  # [N, H/p, W/p, p, p, C]
+        shape = x.shape
+        x = super().forward(x.flatten(3)).reshape(shape)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+
+
 class VisionTransformer(nn.Module):
     """Images [N, in_channels, image_size, image_size] -> logits [N, num_classes]."""
 
@@ -77,8 +118,11 @@ class VisionTransformer(nn.Module):
         width=768,
         num_heads=12,
         mlp_dim=None,
+        attention_width=None,
         representation_size=None,
+        class_token=True,
         pool="token",
+        patch_norm=False,
         distilled=False,
         distilled_training=False,
         qkv_bias=True,
@@ -88,12 +132,15 @@ class VisionTransformer(nn.Module):
         in_channels=3,
         dropout=0.0,
         attention_dropout=0.0,
+        remat=False,
     ):
         super().__init__()
         self.pool, self.distilled_training = pool, distilled_training
-        self.prefix = 2 if distilled else 1
+        self.prefix = class_token + distilled
+        self.patch_norm = PatchNorm(patch_size, in_channels, norm_eps) if patch_norm else None
         self.conv_proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.proj_norm = nn.LayerNorm(width, eps=norm_eps) if patch_norm else None
+        self.class_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, width)) if distilled else None
         self.encoder = Encoder(
             (image_size // patch_size) ** 2 + self.prefix,
@@ -103,9 +150,11 @@ class VisionTransformer(nn.Module):
             norm_eps,
             dict(
                 num_heads=num_heads,
+                attention_width=attention_width or width,
                 mlp_dim=mlp_dim or 4 * width,
                 qkv_bias=qkv_bias,
                 attention_dropout=attention_dropout,
+                remat=remat,
             ),
         )
         heads = OrderedDict()
@@ -122,16 +171,17 @@ class VisionTransformer(nn.Module):
             self._initialise_timm()
 
     def forward(self, x):
-        x = self.conv_proj(x).flatten(2).transpose(1, 2)  # [N, C, H, W] -> [N, H*W, C]
-        tokens = (
-            [self.class_token] if self.dist_token is None else [self.class_token, self.dist_token]
-        )
+        x = self.conv_proj(x if self.patch_norm is None else self.patch_norm(x))
+        x = x.flatten(2).transpose(1, 2)  # [N, C, H, W] -> [N, H*W, C]
+        x = x if self.proj_norm is None else self.proj_norm(x)
+        tokens = [t for t in (self.class_token, self.dist_token) if t is not None]
         x = torch.cat([*(t.expand(len(x), -1, -1) for t in tokens), x], 1)
         x = self.encoder(x)
         if self.dist_token is not None:
             return self._distilled(x)
-        pooled = x[:, 0] if self.pool == "token" else x[:, self.prefix :].mean(1)
-        return self.heads(pooled)
+        if self.pool == "token":
+            return self.heads(x[:, 0])
+        return self.heads(x[:, self.prefix if self.pool == "mean" else 0 :].mean(1))
 
     def _distilled(self, x):
         logits = self.heads(x[:, 0])
@@ -141,7 +191,8 @@ class VisionTransformer(nn.Module):
         return (logits + distilled) / 2
 
     def _initialise_torchvision(self):
-        nn.init.zeros_(self.class_token)
+        if self.class_token is not None:
+            nn.init.zeros_(self.class_token)
         nn.init.normal_(self.encoder.pos_embedding, std=0.02)
         fan_in = self.conv_proj.weight[0].numel()
         nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / fan_in))
@@ -162,7 +213,8 @@ class VisionTransformer(nn.Module):
             nn.init.zeros_(self.dist_token)
 
     def _initialise_timm(self):
-        nn.init.normal_(self.class_token, std=1e-6)
+        if self.class_token is not None:
+            nn.init.normal_(self.class_token, std=1e-6)
         nn.init.trunc_normal_(self.encoder.pos_embedding, std=0.02)
         if self.dist_token is not None:
             nn.init.trunc_normal_(self.dist_token, std=0.02)

@@ -36,6 +36,7 @@ VIT = Dialect(
         ("heads.pre_logits.{rest}", "pre_logits.fc.{rest}"),
         ("heads.head.{rest}", "head.{rest}"),
     ),
+    resize="timm",
 )
 
 DIALECTS: tuple[Dialect, ...] = (VGG, VIT)

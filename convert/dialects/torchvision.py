@@ -14,3 +14,5 @@ DENSENET = Dialect(  # made when a module's name could have a dot in it
 )
 
 DIALECTS: tuple[Dialect, ...] = (DENSENET,)
+
+MADE: dict = {}

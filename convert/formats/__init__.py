@@ -1,11 +1,12 @@
 """Checkpoint files in and out, without torch.
 
 Read: ``.pth`` and ``.pt`` (the zip format and the one before PyTorch 1.6), ``.safetensors``,
-``pytorch_model.bin``, ``.npz``, and the sharded forms of Hugging Face. What a file is follows from
-its bytes, not from its name. Reading runs no code from the file, and tensors are read-only views of
-the mapped file wherever the format allows.
+``pytorch_model.bin``, ``.npz``, the sharded forms of Hugging Face, and Orbax directories. What a
+file is follows from its bytes, not from its name. Reading runs no code from the file, and tensors
+are read-only views of the mapped file wherever the format allows.
 """
 
+import dataclasses
 import difflib
 import json
 import os
@@ -16,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from . import npz, pth, safetensors
+from . import npz, orbax, pth, safetensors, shards
 from .files import CheckpointError, Mapped, replacing
 from .unpickle import DTYPES, Placeholder
 
-__all__ = ["CheckpointError", "Placeholder", "load_pickle", "read", "write"]
+__all__ = ["CheckpointError", "Contents", "Placeholder", "contents", "load_pickle", "read", "write"]
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 
 _LOADERS = {
     "pth": pth.load_zip,
@@ -32,11 +33,12 @@ _LOADERS = {
     "npz": npz.load,
     "safetensors": safetensors.load,
 }
-_WRITABLE = {  # suffix -> the types that the format can name
+WRITABLE = {  # suffix -> the types that the format can name
     ".safetensors": set(safetensors.NAMES.values()),
     ".npz": {name for name in DTYPES if not name.startswith("float8")},
     ".pth": set(DTYPES),
     ".pt": set(DTYPES),
+    ".orbax": set(DTYPES) - {"complex64", "complex128", "float8_e8m0fnu"},
 }
 _IN_DIRECTORY = (
     "model.safetensors",
@@ -56,18 +58,38 @@ _EXPECTED = "a checkpoint: .pth, .safetensors, .npz, or the index or directory o
 Paths = str | os.PathLike[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """A state dict, and what was around it in its file.
+
+    Attributes:
+      tensors: name -> read-only array, with PyTorch's names and layouts.
+      format: "pth", "legacy" (PyTorch before 1.6), "npz", "safetensors" or "orbax".
+      shards: the number of files that an index put together; 0 where there is no index.
+      wrappers: the keys under which the tensors lie, from the outside in.
+      prefix: what was taken off every name.
+    """
+
+    tensors: dict[str, np.ndarray]
+    format: str
+    shards: int = 0
+    wrappers: tuple[str, ...] = ()
+    prefix: str = ""
+
+
 def read(path: Paths, *, ema: bool = False) -> dict[str, np.ndarray]:
     """The state dict in a checkpoint, with PyTorch's names and layouts.
 
     Args:
-      path: a file, the ``*.index.json`` of a sharded checkpoint, or the directory of either.
+      path: a file, the ``*.index.json`` of a sharded checkpoint, or the directory of either; or an
+        Orbax directory, of names or of a model's ``params`` and ``state``.
       ema: take the averaged weights (``model_ema``, ``state_dict_ema``, ``ema_state_dict``) that a
         training checkpoint holds beside the others. Default False.
 
     Returns: name -> read-only array. Wrappers such as ``{"state_dict": ...}`` are opened; names
-    lose ``module.``, ``_orig_mod.``, ``model.`` and ``backbone.`` where all of them begin so;
-    entries that are no tensors are left out with a warning. The arrays view the file: as long as
-    they are in use, replace it (as ``write`` does) rather than overwrite it.
+    lose ``module.``, ``_orig_mod.``, ``model.``, ``net.`` and ``backbone.`` where all of them begin
+    so; entries that are no tensors are left out with a warning. The arrays view the file: as long
+    as they are in use, replace it (as ``write`` does) rather than overwrite it.
 
     Raises: FileNotFoundError naming the nearest file; CheckpointError for all that cannot be read.
 
@@ -77,16 +99,28 @@ def read(path: Paths, *, ema: bool = False) -> dict[str, np.ndarray]:
     >>> read(path)["fc.bias"].shape
     (3,)
     """
+    return contents(path, ema=ema).tensors
+
+
+def contents(path: Paths, *, ema: bool = False) -> Contents:
+    """What ``read`` returns, and what it went through to get there. Raises as ``read`` does."""
     path = _locate(Path(path))
-    file = Mapped(path)
-    is_index = file.data[:1] == b"{" and not _is_safetensors(file)
-    tensors = _read_shards(file, ema) if is_index else _state_dict(file, ema)
-    while tensors:
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None)
-        if prefix is None:
+    if path.is_dir():
+        if ema:
+            raise CheckpointError(path, "an Orbax directory", "a training checkpoint, for ema=True")
+        found = Contents(orbax.load(path), "orbax")
+    else:
+        file = Mapped(path)
+        is_index = file.data[:1] == b"{" and not _is_safetensors(file)
+        found = (_read_shards if is_index else _state_dict)(file, ema)
+    names, prefix = found.tensors, ""
+    while names:
+        more = next((p for p in PREFIXES if all(n.startswith(prefix + p) for n in names)), None)
+        if more is None:
             break
-        tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
-    return tensors
+        prefix += more
+    tensors = {name.removeprefix(prefix): array for name, array in names.items()}
+    return dataclasses.replace(found, tensors=tensors, prefix=prefix)
 
 
 def load_pickle(path: Paths) -> Any:
@@ -101,43 +135,64 @@ def load_pickle(path: Paths) -> Any:
     return _LOADERS[kind](file)
 
 
-def write(path: Paths, state_dict: Mapping[str, Any]) -> None:
+def write(
+    path: Paths, state_dict: Mapping[str, Any], *, shard_size: int | str | None = None
+) -> None:
     """Write name -> array (NumPy's or JAX's) as ``.safetensors``, ``.npz``, ``.pth`` or ``.pt``.
 
-    The file appears under its name only when it is complete and on the disk; whatever fails leaves
-    what was there before. A ``.pth`` opens with ``torch.load(path, weights_only=True)``.
+    Args:
+      path: its suffix names the format. ``.orbax`` makes an Orbax directory of the names
+        (``convert.to_orbax`` makes one of a model's trees).
+      shard_size: for ``.safetensors``, the largest size of a file, in bytes or as "500MB" or
+        "2GiB". Where one is not enough, there are ``model-00001-of-00003.safetensors`` and so on,
+        and ``model.safetensors.index.json``, as Hugging Face has them. Default: one file.
 
-    Raises: ValueError for another suffix; CheckpointError for a type or name that the format cannot
-    hold; OSError from the disk.
+    What is written appears under its name only when it is complete and on the disk; whatever fails
+    leaves what was there before. A ``.pth`` opens with ``torch.load(path, weights_only=True)``.
+
+    Raises: ValueError for another suffix or a size that is none; CheckpointError for a type or name
+    that the format cannot hold; OSError from the disk.
     """
     path = Path(path)
-    if path.suffix not in _WRITABLE:
-        raise ValueError(f"{path}: suffix {path.suffix!r}; expected one of {', '.join(_WRITABLE)}")
+    if path.suffix not in WRITABLE:
+        raise ValueError(f"{path}: suffix {path.suffix!r}; expected one of {', '.join(WRITABLE)}")
+    if shard_size is not None and path.suffix != ".safetensors":
+        raise ValueError(f"{path}: shard_size is for .safetensors, not {path.suffix}")
     tensors = {}
     for name, value in state_dict.items():
         array = np.asarray(value)
-        if array.dtype.name not in _WRITABLE[path.suffix]:
-            types = ", ".join(sorted(_WRITABLE[path.suffix]))
+        if array.dtype.name not in WRITABLE[path.suffix]:
+            types = ", ".join(sorted(WRITABLE[path.suffix]))
             raise CheckpointError(path, f"{name!r} of type {array.dtype}", f"one of {types}")
         if type(name) is not str or "\0" in name or name == "__metadata__":
             raise CheckpointError(path, f"the name {name!r}", "text without null characters")
         tensors[name] = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    with replacing(path) as stream:
-        if path.suffix == ".safetensors":
-            safetensors.write(Path(stream.name), tensors)
-        else:
-            (npz if path.suffix == ".npz" else pth).write(stream, tensors)
+    if shard_size is not None:
+        shards.write(path, tensors, shards.parse_size(shard_size))
+    elif path.suffix == ".orbax":
+        orbax.write(path, tensors)
+    else:
+        with replacing(path) as stream:
+            if path.suffix == ".safetensors":
+                safetensors.write(Path(stream.name), tensors)
+            else:
+                (npz if path.suffix == ".npz" else pth).write(stream, tensors)
 
 
 def _locate(path: Path) -> Path:
     """The file to read for ``path``, which may be a directory."""
     if path.is_dir():
+        if orbax.within(path):
+            return path
         for name in _IN_DIRECTORY:
             if (path / name).is_file():
                 return path / name
         raise CheckpointError(path, "a directory without them", " or ".join(_IN_DIRECTORY))
     if path.exists():
         return path
+    index = path.with_name(f"{path.name}.index.json")
+    if index.is_file():
+        return index
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no directory {path.parent}")
     others = sorted(other.name for other in path.parent.iterdir())
@@ -178,44 +233,51 @@ def _kind(file: Mapped) -> str:
     raise file.error(f"a file that begins with {head[:16]!r}", _EXPECTED)
 
 
-def _read_shards(file: Mapped, ema: bool) -> dict[str, np.ndarray]:
+def _read_shards(file: Mapped, ema: bool) -> Contents:
     """The tensors of all shards that an index lists; each shard must hold what the index says."""
-    shards: dict[str, set[str]] = {}
+    listed: dict[str, set[str]] = {}
     try:
         if file.size > 1 << 27:
             raise ValueError("128 MiB of text")
         for name, shard in json.loads(file.data[:].decode())["weight_map"].items():
-            if Path(shard).name != shard:
-                raise ValueError(f"shard {shard!r} is no plain file name")
-            shards.setdefault(shard, set()).add(name)
+            if Path(shard).name != shard or len(shard.encode()) > 255:
+                raise ValueError(f"shard {shard[:99]!r} is no plain file name")
+            listed.setdefault(shard, set()).add(name)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         found = f"a damaged index ({type(error).__name__}: {error})"
         raise file.error(found, 'JSON with a "weight_map"') from error
-    for shard in shards:
+    for shard in listed:
         if not (file.path.parent / shard).is_file():
-            raise file.error(f"no shard {shard!r} beside it", f"all of {', '.join(sorted(shards))}")
-    tensors: dict[str, np.ndarray] = {}
-    for shard, names in shards.items():
+            raise file.error(f"no shard {shard!r} beside it", f"all of {', '.join(sorted(listed))}")
+    whole = Contents({}, "safetensors", len(listed))
+    for shard, names in listed.items():
         part = _state_dict(Mapped(file.path.parent / shard), ema)
-        if differing := sorted(part.keys() ^ names):
+        if differing := sorted(part.tensors.keys() ^ names):
             found = f"a shard {shard!r} that differs from its index in {differing[:3]}"
             raise file.error(found, "the tensors that the index lists")
-        tensors |= part
-    return tensors
+        whole = dataclasses.replace(part, tensors=whole.tensors | part.tensors, shards=len(listed))
+    return whole
 
 
-def _state_dict(file: Mapped, ema: bool) -> dict[str, np.ndarray]:
+def _state_dict(file: Mapped, ema: bool) -> Contents:
     """The mapping of tensors inside what a file holds."""
-    found = _LOADERS[_kind(file)](file)
+    kind = _kind(file)
+    found = _LOADERS[kind](file)
+    wrappers: list[str] = []
     if ema:
         averaged = [key for key in EMA_WRAPPERS if isinstance(found, dict) and key in found]
         if not averaged:
             expected = f"averaged weights under one of {', '.join(EMA_WRAPPERS)}"
             raise file.error(_outline(found), expected)
+        wrappers.append(averaged[0])
         found = found[averaged[0]]
     for _ in WRAPPERS:  # wrappers in wrappers, a few; in a hostile file they have no end
-        inner = [found.get(key) for key in WRAPPERS] if isinstance(found, dict) else []
-        found = next((value for value in inner if isinstance(value, dict) and value), found)
+        inside = found if isinstance(found, dict) else {}
+        key = next((k for k in WRAPPERS if isinstance(inside.get(k), dict) and inside[k]), None)
+        if key is None:
+            break
+        wrappers.append(key)
+        found = inside[key]
     entries = found if isinstance(found, dict) else {"": found}
     tensors = {
         name: value
@@ -227,8 +289,8 @@ def _state_dict(file: Mapped, ema: bool) -> dict[str, np.ndarray]:
         raise file.error(_outline(found), f"{expected} (load_pickle gives the whole)")
     if len(tensors) < len(entries):
         others = _outline({key: entries[key] for key in entries if key not in tensors})
-        warnings.warn(f"{file.path}: left out what is no tensor: {others}", stacklevel=3)
-    return tensors
+        warnings.warn(f"{file.path}: left out what is no tensor: {others}", stacklevel=4)
+    return Contents(tensors, kind, wrappers=tuple(wrappers))
 
 
 def _outline(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The safetensors format: its own package checks and writes, the tensors are views of the file."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,8 +35,13 @@ def load(file: Mapped) -> dict[str, np.ndarray]:
     for name, entry in header.items():
         if entry["dtype"] not in NAMES:
             raise file.error(f"{name!r} of type {entry['dtype']}", f"one of {', '.join(NAMES)}")
-        start = begin + entry["data_offsets"][0]
-        tensors[name] = np.ndarray(entry["shape"], DTYPES[NAMES[entry["dtype"]]], file.data, start)
+        start, shape = begin + entry["data_offsets"][0], entry["shape"]
+        try:
+            array = np.ndarray(shape, DTYPES[NAMES[entry["dtype"]]], file.data, start)
+        except ValueError as error:  # no numbers, and one more axis or a larger one than NumPy has
+            found = f"{name!r} of shape {reprlib.repr(shape)}"
+            raise file.error(found, "one that NumPy can have") from error
+        tensors[name] = array
     return tensors
 
 

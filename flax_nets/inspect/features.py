@@ -89,6 +89,7 @@ def features(model: nnx.Module, x: jax.Array, names: Iterable[str]) -> dict[str,
     # A copy, with variables of its own: train mode updates its statistics, not the caller's, and
     # may do so while tracing.
     copy = nnx.merge(nnx.graphdef(model), nnx.to_pure_dict(nnx.state(model)))
+    copy.set_attributes(remat=False, raise_if_not_found=False)  # or what is within stays within
     found = modules(copy)
     exact = set()
     wanted = set()

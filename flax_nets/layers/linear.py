@@ -138,7 +138,8 @@ class Linear(nnx.Module):
             )
         kernel = self.kernel[...]
         dtype = self.dtype or kernel.dtype
-        y = x.astype(dtype) @ kernel.astype(dtype)
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        y = lowering.dense(x, kernel) if x.ndim == 2 else x @ kernel
         if self.bias is not None:
             y = y + along_last(self.bias[...].astype(dtype), y.ndim)
         return y

@@ -66,11 +66,15 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self._batch_statistics(x)
         factor = jax.lax.rsqrt(var + jnp.asarray(self.eps, wide))
-        if self.scale is None or self.bias is None:
-            return ((x - along_last(mean, x.ndim)) * along_last(factor, x.ndim)).astype(dtype)
-        factor = factor * self.scale[...].astype(wide)
-        y = (x - along_last(mean, x.ndim)) * along_last(factor, x.ndim)
-        return (y + along_last(self.bias[...].astype(wide), x.ndim)).astype(dtype)
+        bias = jnp.zeros_like(mean)
+        if self.scale is not None and self.bias is not None:
+            factor, bias = factor * self.scale[...].astype(wide), self.bias[...].astype(wide)
+        if self.use_running_average:  # as PyTorch rounds it, and one pass less
+            y = x * along_last(factor, x.ndim) + along_last(bias - mean * factor, x.ndim)
+        else:
+            y = (x - along_last(mean, x.ndim)) * along_last(factor, x.ndim)
+            y = y + along_last(bias, x.ndim)
+        return y.astype(dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = math.prod(x.shape[:-1])

@@ -6,6 +6,7 @@ form they take is decided when a traced function is lowered for its backend; `us
 """
 
 from flax_nets.lowering.conv import conv
+from flax_nets.lowering.dense import dense
 from flax_nets.lowering.pool import (
     adaptive_avg_pool,
     adaptive_max_pool,
@@ -21,6 +22,7 @@ __all__ = [
     "avg_pool",
     "conv",
     "current",
+    "dense",
     "global_max",
     "max_pool",
     "set_lowering",

@@ -465,17 +465,18 @@ class TransformerEncoderLayer(TransformerLayer):
     """Self-attention and a perceptron, each beside a skip, then a norm (Figure 1 left).
 
     Call: x [N, L, d_model], mask as in `MultiHeadAttention` -> [N, L, d_model].
+    Arguments and defaults as in `Transformer`.
     """
 
     def __init__(
         self,
         d_model: int,
         nhead: int,
-        dim_feedforward: int,
-        dropout: float,
-        activation: str,
-        layer_norm_eps: float,
-        norm_first: bool,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        norm_first: bool = False,
         *,
         rngs: nnx.Rngs | None,
     ):
@@ -498,17 +499,18 @@ class TransformerDecoderLayer(TransformerLayer):
     """An encoder layer with attention to the memory in between (Figure 1 right).
 
     Call: x [N, L, d_model], memory [N, S, d_model] and their masks -> [N, L, d_model].
+    Arguments and defaults as in `Transformer`.
     """
 
     def __init__(
         self,
         d_model: int,
         nhead: int,
-        dim_feedforward: int,
-        dropout: float,
-        activation: str,
-        layer_norm_eps: float,
-        norm_first: bool,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        norm_first: bool = False,
         *,
         rngs: nnx.Rngs | None,
     ):

@@ -5,6 +5,8 @@ it differs from the paper: the MLP has biases, the two maps are stacked as [max,
 paper writes [mean; max], and a batch norm of momentum 0.01 follows the 7x7.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -136,6 +138,13 @@ class CBAMResNet(ResNet):
         if isinstance(self.fc, layers.Linear):
             distribution = init.kaiming_normal(self.fc.kernel.shape, mode="fan_in")
             init.reinit(self.fc.kernel, distribution, rngs)
+
+    @staticmethod
+    def arguments_shown(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+        """What a checkpoint's shapes show: the stem, which the authors' CIFAR networks have 3x3."""
+        stems = {7: "imagenet", 3: "cifar"}
+        kernel = shapes.get("conv1.weight", (0,))[-1]
+        return {"stem": stems[kernel]} if kernel in stems else {}
 
 
 NETWORK = "CBAMResNet"

@@ -20,18 +20,29 @@ class DenseLayer(nnx.Module):
     With bottleneck=0 the 3x3 alone. Takes the list of all earlier maps of its block.
 
     Call: features, a list of [N, H, W, channels], `in_channels` together -> [N, H, W, growth].
+    Arguments as in `DenseBlock`.
     """
 
-    def __init__(self, in_channels, growth, bottleneck=4, dropout=0.0, remat=False, *, rngs):
+    def __init__(
+        self,
+        in_channels: int,
+        growth: int,
+        bottleneck: int = 4,
+        dropout: float = 0.0,
+        remat: bool = False,
+        bias: bool = False,
+        *,
+        rngs: nnx.Rngs | None,
+    ):
         self.bottleneck, self.remat = bottleneck, remat
         self.norm1 = layers.BatchNorm(in_channels, rngs=rngs)
         if bottleneck:
             width = bottleneck * growth
-            self.conv1 = layers.Conv(in_channels, width, 1, bias=False, rngs=rngs)
+            self.conv1 = layers.Conv(in_channels, width, 1, bias=bias, rngs=rngs)
             self.norm2 = layers.BatchNorm(width, rngs=rngs)
-            self.conv2 = layers.Conv(width, growth, 3, padding=1, bias=False, rngs=rngs)
+            self.conv2 = layers.Conv(width, growth, 3, padding=1, bias=bias, rngs=rngs)
         else:
-            self.conv1 = layers.Conv(in_channels, growth, 3, padding=1, bias=False, rngs=rngs)
+            self.conv1 = layers.Conv(in_channels, growth, 3, padding=1, bias=bias, rngs=rngs)
         self.dropout = layers.Dropout(dropout, rngs=rngs)
 
     def first(self, *features: jax.Array) -> jax.Array:
@@ -52,13 +63,35 @@ class DenseBlock(layers.Sequential):
     """Layers that each see the maps of all layers before (Figure 1), concatenated.
 
     Call: x [N, H, W, in_channels] -> [N, H, W, in_channels + depth * growth].
+
+    Args:
+      depth: how many layers there are.
+      growth: channels that each adds.
+      bottleneck, dropout, remat, bias: as in `DenseNet`. Defaults 4, 0, False and False.
+
+    >>> import flax_nets, jax
+    >>> from flax import nnx
+    >>> block = flax_nets.DenseBlock(3, in_channels=16, growth=12, rngs=nnx.Rngs(0))
+    >>> block(jax.numpy.ones((2, 7, 7, 16))).shape
+    (2, 7, 7, 52)
     """
 
-    def __init__(self, depth, in_channels, growth, bottleneck, dropout, remat, *, rngs):
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int,
+        growth: int,
+        bottleneck: int = 4,
+        dropout: float = 0.0,
+        remat: bool = False,
+        bias: bool = False,
+        *,
+        rngs: nnx.Rngs | None,
+    ):
         made = {}
         for i in range(depth):
             made[f"denselayer{i + 1}"] = DenseLayer(
-                in_channels + i * growth, growth, bottleneck, dropout, remat, rngs=rngs
+                in_channels + i * growth, growth, bottleneck, dropout, remat, bias, rngs=rngs
             )
         super().__init__(**made)
 
@@ -66,15 +99,18 @@ class DenseBlock(layers.Sequential):
         features = [x]
         for layer in self:
             features.append(layer(features))
+            features[0] = features[0].astype(features[-1].dtype)
         return jnp.concatenate(features, -1)
 
 
-def transition(in_channels: int, channels: int, *, rngs: nnx.Rngs | None) -> layers.Sequential:
+def transition(
+    in_channels: int, channels: int, bias: bool = False, *, rngs: nnx.Rngs | None
+) -> layers.Sequential:
     """BN-ReLU-1x1 and 2x2 average pooling between two blocks."""
     return layers.Sequential(
         norm=layers.BatchNorm(in_channels, rngs=rngs),
         relu=relu,
-        conv=layers.Conv(in_channels, channels, 1, bias=False, rngs=rngs),
+        conv=layers.Conv(in_channels, channels, 1, bias=bias, rngs=rngs),
         pool=layers.AvgPool(2, 2),
     )
 
@@ -95,6 +131,7 @@ class DenseNet(nnx.Module):
       remat: whether training recomputes, in the backward pass, what each layer concatenates and
         normalises, so that memory grows linearly with depth in place of quadratically (Pleiss et
         al. 2017, https://arxiv.org/abs/1707.06990). Same outputs and gradients. Default False.
+      bias: whether the convolutions have biases, as in some ports. Default False.
 
     Raises ValueError for a negative bottleneck, for a compression outside (0, 1] and for an
     unknown stem.
@@ -114,6 +151,7 @@ class DenseNet(nnx.Module):
         in_channels: int = 3,
         dropout: float = 0.0,
         remat: bool = False,
+        bias: bool = False,
         *,
         rngs: nnx.Rngs | None,
     ):
@@ -126,7 +164,7 @@ class DenseNet(nnx.Module):
         if stem == "imagenet":
             parts = dict(
                 conv0=layers.Conv(
-                    in_channels, channels, 7, stride=2, padding=3, bias=False, rngs=rngs
+                    in_channels, channels, 7, stride=2, padding=3, bias=bias, rngs=rngs
                 ),
                 norm0=layers.BatchNorm(channels, rngs=rngs),
                 relu0=relu,
@@ -134,15 +172,15 @@ class DenseNet(nnx.Module):
             )
         else:
             parts = dict(
-                conv0=layers.Conv(in_channels, channels, 3, padding=1, bias=False, rngs=rngs)
+                conv0=layers.Conv(in_channels, channels, 3, padding=1, bias=bias, rngs=rngs)
             )
         for i, depth in enumerate(depths):
             if i > 0:
                 compressed = int(channels * compression)
-                parts[f"transition{i}"] = transition(channels, compressed, rngs=rngs)
+                parts[f"transition{i}"] = transition(channels, compressed, bias, rngs=rngs)
                 channels = compressed
             parts[f"denseblock{i + 1}"] = DenseBlock(
-                depth, channels, growth, bottleneck, dropout, remat, rngs=rngs
+                depth, channels, growth, bottleneck, dropout, remat, bias, rngs=rngs
             )
             channels += depth * growth
         parts["norm5"] = layers.BatchNorm(channels, rngs=rngs)

@@ -30,10 +30,28 @@ class Inception(nnx.Module):
     """Figure 2(b): four branches, 1x1 reductions before the costly ones.
 
     Call: x [N, H, W, in_channels] -> [N, H, W, ch1x1 + ch3x3 + ch5x5 + pool_proj].
+
+    Args:
+      ch1x1: channels of the first branch, a 1x1.
+      red3x3, ch3x3: of the second, a 1x1 and a 3x3.
+      red5x5, ch5x5: of the third, a 1x1 and the paper's 5x5, which torchvision has as a 3x3.
+      pool_proj: of the fourth, max pooling and a 1x1.
+      original: whether it is the paper's, with biases and no batch norm. Default False:
+        torchvision's.
     """
 
     def __init__(
-        self, in_channels, ch1x1, red3x3, ch3x3, red5x5, ch5x5, pool_proj, original, *, rngs
+        self,
+        in_channels: int,
+        ch1x1: int,
+        red3x3: int,
+        ch3x3: int,
+        red5x5: int,
+        ch5x5: int,
+        pool_proj: int,
+        original: bool = False,
+        *,
+        rngs: nnx.Rngs | None,
     ):
         conv = partial(layers.BasicConv2d, batch_norm=not original, rngs=rngs)
         large = 5 if original else 3
@@ -89,6 +107,9 @@ class GoogLeNet(nnx.Module):
         as torchvision's published weights expect. Default False.
       dropout: before the last layer. Default 0.2.
       dropout_aux: in the auxiliary heads. Default 0.7, and 0 where `dropout` is 0.
+      local_norm: whether local response normalisation follows the first pooling and the third
+        convolution. Default: where the network is the paper's.
+      pool4: window of the fourth pooling. Default 3 in the paper's network, 2 in torchvision's.
 
     Raises ValueError for `transform_input` on other than 3 channels.
     """
@@ -105,6 +126,8 @@ class GoogLeNet(nnx.Module):
         in_channels: int = 3,
         dropout: float = 0.2,
         dropout_aux: float | None = None,
+        local_norm: bool | None = None,
+        pool4: int | None = None,
         *,
         rngs: nnx.Rngs | None,
     ):
@@ -114,11 +137,13 @@ class GoogLeNet(nnx.Module):
         self.deterministic = False
         if dropout_aux is None:
             dropout_aux = 0.7 if dropout else 0.0
+        local_norm = original if local_norm is None else local_norm
+        pool4 = pool4 or (3 if original else 2)
         conv = partial(layers.BasicConv2d, batch_norm=not original, rngs=rngs)
         inception = partial(Inception, original=original, rngs=rngs)
         aux = partial(InceptionAux, dropout=dropout_aux, original=original, rngs=rngs)
         lrn = partial(layers.LocalResponseNorm, 5, alpha=1e-4, beta=0.75)
-        norm = lrn if original else layers.Identity
+        norm = lrn if local_norm else layers.Identity
         self.conv1 = conv(in_channels, 64, 7, stride=2, padding=3)
         self.maxpool1 = layers.MaxPool(3, 2, ceil_mode=True)
         self.norm1 = norm()
@@ -134,7 +159,7 @@ class GoogLeNet(nnx.Module):
         self.inception4c = inception(512, 128, 128, 256, 24, 64, 64)
         self.inception4d = inception(512, 112, 144, 288, 32, 64, 64)
         self.inception4e = inception(528, 256, 160, 320, 32, 128, 128)
-        self.maxpool4 = layers.MaxPool(3 if original else 2, 2, ceil_mode=True)
+        self.maxpool4 = layers.MaxPool(pool4, 2, ceil_mode=True)
         self.inception5a = inception(832, 256, 160, 320, 32, 128, 128)
         self.inception5b = inception(832, 384, 192, 384, 48, 128, 128)
         self.aux1 = aux(512, num_classes) if aux_logits else None

@@ -24,9 +24,12 @@ class InceptionOutputs(NamedTuple):
 
 
 class InceptionA(nnx.Module):
-    """Figure 5: two 3x3 in a row see as much as a 5x5. (The released network keeps one 5x5.)"""
+    """Figure 5: two 3x3 in a row see as much as a 5x5. (The released network keeps one 5x5.)
 
-    def __init__(self, in_channels, pool_features, *, rngs):
+    Call: x [N, H, W, in_channels] -> [N, H, W, 224 + pool_features].
+    """
+
+    def __init__(self, in_channels: int, pool_features: int, *, rngs: nnx.Rngs | None):
         conv = partial(layers.BasicConv2d, rngs=rngs)
         self.branch1x1 = conv(in_channels, 64, 1)
         self.branch5x5_1 = conv(in_channels, 48, 1)
@@ -46,9 +49,12 @@ class InceptionA(nnx.Module):
 
 
 class InceptionB(nnx.Module):
-    """Figure 10: halves the grid; the pooling and the strided convolutions stand side by side."""
+    """Figure 10: halves the grid; the pooling and the strided convolutions stand side by side.
 
-    def __init__(self, in_channels, *, rngs):
+    Call: x [N, H, W, in_channels] -> [N, (H-1)/2, (W-1)/2, 480 + in_channels], rounded down.
+    """
+
+    def __init__(self, in_channels: int, *, rngs: nnx.Rngs | None):
         conv = partial(layers.BasicConv2d, rngs=rngs)
         self.branch3x3 = conv(in_channels, 384, 3, stride=2)
         self.branch3x3dbl_1 = conv(in_channels, 64, 1)
@@ -63,9 +69,12 @@ class InceptionB(nnx.Module):
 
 
 class InceptionC(nnx.Module):
-    """Figure 6: a 7x7 as 1x7 and 7x1."""
+    """Figure 6: a 7x7 as 1x7 and 7x1, with `channels_7x7` between the two.
 
-    def __init__(self, in_channels, channels_7x7, *, rngs):
+    Call: x [N, H, W, in_channels] -> [N, H, W, 768].
+    """
+
+    def __init__(self, in_channels: int, channels_7x7: int, *, rngs: nnx.Rngs | None):
         conv, c7 = partial(layers.BasicConv2d, rngs=rngs), channels_7x7
         self.branch1x1 = conv(in_channels, 192, 1)
         self.branch7x7_1 = conv(in_channels, c7, 1)
@@ -89,9 +98,12 @@ class InceptionC(nnx.Module):
 
 
 class InceptionD(nnx.Module):
-    """Halves the grid, as `InceptionB` does, after factorised 7x7."""
+    """Halves the grid, as `InceptionB` does, after factorised 7x7.
 
-    def __init__(self, in_channels, *, rngs):
+    Call: x [N, H, W, in_channels] -> [N, (H-1)/2, (W-1)/2, 512 + in_channels], rounded down.
+    """
+
+    def __init__(self, in_channels: int, *, rngs: nnx.Rngs | None):
         conv = partial(layers.BasicConv2d, rngs=rngs)
         self.branch3x3_1 = conv(in_channels, 192, 1)
         self.branch3x3_2 = conv(192, 320, 3, stride=2)
@@ -109,9 +121,12 @@ class InceptionD(nnx.Module):
 
 
 class InceptionE(nnx.Module):
-    """Figure 7: 1x3 and 3x1 side by side, for many features on a coarse grid."""
+    """Figure 7: 1x3 and 3x1 side by side, for many features on a coarse grid.
 
-    def __init__(self, in_channels, *, rngs):
+    Call: x [N, H, W, in_channels] -> [N, H, W, 2048].
+    """
+
+    def __init__(self, in_channels: int, *, rngs: nnx.Rngs | None):
         conv = partial(layers.BasicConv2d, rngs=rngs)
         self.branch1x1 = conv(in_channels, 320, 1)
         self.branch3x3_1 = conv(in_channels, 384, 1)

@@ -19,12 +19,24 @@ class DepthwiseSeparableConv(nnx.Module):
     Call: x [N, H, W, in_channels] -> [N, H/stride, W/stride, channels].
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, *, rngs: nnx.Rngs | None):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        same: bool = False,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        *,
+        rngs: nnx.Rngs | None,
+    ):
         n = in_channels
-        self.conv_dw = layers.Conv(n, n, 3, stride, padding=1, groups=n, bias=False, rngs=rngs)
-        self.bn1 = layers.BatchNorm(in_channels, rngs=rngs)
+        norm = dict(eps=eps, momentum=momentum, rngs=rngs)
+        padding = "same" if same else 1
+        self.conv_dw = layers.Conv(n, n, 3, stride, padding, groups=n, bias=False, rngs=rngs)
+        self.bn1 = layers.BatchNorm(in_channels, **norm)
         self.conv_pw = layers.Conv(in_channels, channels, 1, bias=False, rngs=rngs)
-        self.bn2 = layers.BatchNorm(channels, rngs=rngs)
+        self.bn2 = layers.BatchNorm(channels, **norm)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = relu6(self.bn1(self.conv_dw(x)))
@@ -35,9 +47,12 @@ class MobileNetV1(nnx.Module):
     """Images [N, H, W, in_channels] -> logits [N, num_classes] (pooled features where it is 0).
 
     Args:
-      width: the width multiplier (the paper's alpha) of all channels, rounded to multiples of 8.
+      width: the width multiplier (the paper's alpha) of all channels.
+      divisor: what they are rounded to multiples of. Default 8.
       depths: blocks per stage.
       widths: channels of the stem and of each stage, before the multiplier.
+      same: whether to pad as TensorFlow does. Default False.
+      eps, momentum: of the batch norms. Defaults 1e-5 and 0.1.
       dropout: before the last layer. Default 0.
     """
 
@@ -46,8 +61,12 @@ class MobileNetV1(nnx.Module):
     def __init__(
         self,
         width: float = 1.0,
+        divisor: int = 8,
         depths: tuple[int, ...] = (1, 2, 2, 6, 2),
         widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024),
+        same: bool = False,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
         num_classes: int = 1000,
         in_channels: int = 3,
         dropout: float = 0.0,
@@ -58,17 +77,17 @@ class MobileNetV1(nnx.Module):
             raise ValueError(f"width multiplies the channels and must be above 0, got {width}")
         if len(widths) != len(depths) + 1:
             raise ValueError(f"widths={widths} must be one longer than depths={depths}: the stem's")
-        channels_in, *stage_widths = (make_divisible(width * channels) for channels in widths)
-        self.conv_stem = layers.Conv(
-            in_channels, channels_in, 3, stride=2, padding=1, bias=False, rngs=rngs
-        )
-        self.bn1 = layers.BatchNorm(channels_in, rngs=rngs)
+        channels_in, *stage_widths = (make_divisible(width * n, divisor) for n in widths)
+        norm = dict(eps=eps, momentum=momentum, rngs=rngs)
+        padding = "same" if same else 1
+        self.conv_stem = layers.Conv(in_channels, channels_in, 3, 2, padding, bias=False, rngs=rngs)
+        self.bn1 = layers.BatchNorm(channels_in, **norm)
         stages = []
         for i, (depth, channels) in enumerate(zip(depths, stage_widths, strict=True)):
             stage = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                stage.append(DepthwiseSeparableConv(channels_in, channels, stride, rngs=rngs))
+                stage.append(DepthwiseSeparableConv(channels_in, channels, stride, same, **norm))
                 channels_in = channels
             stages.append(layers.Sequential(*stage))
         self.blocks = layers.Sequential(*stages)

@@ -25,17 +25,19 @@ class InvertedResidual(nnx.Module):
         channels: int,
         stride: int = 1,
         expansion: int = 6,
+        same: bool = False,
         *,
         rngs: nnx.Rngs | None,
+        **norm: float,
     ):
         hidden = in_channels * expansion
         self.has_skip = stride == 1 and in_channels == channels
-        expand = [] if expansion == 1 else [conv_norm_act(in_channels, hidden, 1, rngs=rngs)]
+        expand = conv_norm_act(in_channels, hidden, 1, rngs=rngs, **norm) if expansion > 1 else None
         self.conv = layers.Sequential(
-            *expand,
-            conv_norm_act(hidden, hidden, 3, stride, groups=hidden, rngs=rngs),
+            *([] if expand is None else [expand]),
+            conv_norm_act(hidden, hidden, 3, stride, hidden, same=same, rngs=rngs, **norm),
             layers.Conv(hidden, channels, 1, bias=False, rngs=rngs),
-            layers.BatchNorm(channels, rngs=rngs),
+            layers.BatchNorm(channels, rngs=rngs, **norm),
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,10 +48,13 @@ class MobileNetV2(nnx.Module):
     """Images [N, H, W, in_channels] -> logits [N, num_classes] (pooled features where it is 0).
 
     Args:
-      width: multiplier of all channels, rounded to multiples of 8; the head never gets narrower.
+      width: multiplier of all channels; the head never gets narrower.
+      divisor: what they are rounded to multiples of. Default 8.
       depths: blocks per stage, seven of them.
       widths: channels of the stem, of each stage and of the head, before the multiplier.
       fixed_ends: whether stem and head keep their widths. Default False.
+      same: whether to pad as TensorFlow does. Default False.
+      eps, momentum: of the batch norms. Defaults 1e-5 and 0.1.
       dropout: before the last layer. Default 0.2.
       initialise: whose initial values, "torchvision"'s or "timm"'s.
     """
@@ -61,9 +66,13 @@ class MobileNetV2(nnx.Module):
     def __init__(
         self,
         width: float = 1.0,
+        divisor: int = 8,
         depths: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1),
         widths: tuple[int, ...] = (32, 16, 24, 32, 64, 96, 160, 320, 1280),
         fixed_ends: bool = False,
+        same: bool = False,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
         num_classes: int = 1000,
         in_channels: int = 3,
         dropout: float = 0.2,
@@ -80,19 +89,21 @@ class MobileNetV2(nnx.Module):
             )
         stem, *stage_widths, head = widths
         if not fixed_ends:
-            stem, head = make_divisible(width * stem), make_divisible(max(width, 1.0) * head)
-        features = [conv_norm_act(in_channels, stem, 3, stride=2, rngs=rngs)]
+            stem = make_divisible(width * stem, divisor)
+            head = make_divisible(max(width, 1.0) * head, divisor)
+        norm = dict(same=same, eps=eps, momentum=momentum, rngs=rngs)
+        features = [conv_norm_act(in_channels, stem, 3, stride=2, **norm)]
         channels_in = stem
         for expansion, channels, depth, stride in zip(
             self.expansions, stage_widths, depths, self.strides, strict=True
         ):
-            channels = make_divisible(width * channels)
+            channels = make_divisible(width * channels, divisor)
             for j in range(depth):
                 step = stride if j == 0 else 1
-                block = InvertedResidual(channels_in, channels, step, expansion, rngs=rngs)
+                block = InvertedResidual(channels_in, channels, step, expansion, **norm)
                 features.append(block)
                 channels_in = channels
-        features.append(conv_norm_act(channels_in, head, 1, rngs=rngs))
+        features.append(conv_norm_act(channels_in, head, 1, **norm))
         self.features = layers.Sequential(*features)
         self.classifier = layers.Sequential(
             layers.Dropout(dropout, rngs=rngs),

@@ -15,6 +15,54 @@ from flax_nets import layers
 from flax_nets.layers import init, relu
 
 
+def mlpconv(x: jax.Array, *convs: layers.Conv) -> jax.Array:
+    """A convolution whose filter is a perceptron (section 3.1): a ReLU after each layer."""
+    for conv in convs:
+        x = relu(conv(x))
+    return x
+
+
+class MLPConv(nnx.Module):
+    """A convolution and two 1x1 on top, which see one position as a perceptron does (section 3.1).
+
+    For networks of your own: `NIN` keeps these three layers under its authors' flat names.
+
+    Call: x [N, H, W, in_channels] -> [N, H', W', widths[-1]], the size that of the convolution.
+
+    Args:
+      widths: channels of the convolution and of the two 1x1.
+      kernel_size, stride, padding: of the convolution. Defaults 3, 1 and 0.
+
+    Raises ValueError for other than three widths.
+
+    >>> import flax_nets, jax
+    >>> from flax import nnx
+    >>> block = flax_nets.MLPConv(3, (16, 12, 8), kernel_size=5, padding=2, rngs=nnx.Rngs(0))
+    >>> block(jax.numpy.ones((2, 9, 9, 3))).shape
+    (2, 9, 9, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: tuple[int, int, int],
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        rngs: nnx.Rngs | None,
+    ):
+        if len(widths) != 3:
+            raise ValueError(f"widths are those of three layers, got {widths}")
+        channels, first, second = widths
+        self.conv = layers.Conv(in_channels, channels, kernel_size, stride, padding, rngs=rngs)
+        self.cccp1 = layers.Conv(channels, first, 1, rngs=rngs)
+        self.cccp2 = layers.Conv(first, second, 1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return mlpconv(x, self.conv, self.cccp1, self.cccp2)
+
+
 class NIN(nnx.Module):
     """Images [N, H, W, in_channels] -> logits [N, num_classes] (where that is 0: features).
 
@@ -74,15 +122,11 @@ class NIN(nnx.Module):
                 init.reinit(module.kernel, init.normal(std), rngs)
                 init.reinit(module.bias, init.zeros, rngs)
 
-    def mlpconv(self, i: int, x: jax.Array) -> jax.Array:
-        """A convolution whose filter is a perceptron of three layers (section 3.1)."""
-        x = relu(getattr(self, f"conv{i}")(x))
-        x = relu(getattr(self, f"cccp{2 * i - 1}")(x))
-        return relu(getattr(self, f"cccp{2 * i}")(x))
-
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(1, self.blocks + 1):
-            x = getattr(self, f"pool{i}")(self.mlpconv(i, x))
+            names = (f"conv{i}", f"cccp{2 * i - 1}", f"cccp{2 * i}")
+            x = mlpconv(x, *(getattr(self, name) for name in names))
+            x = getattr(self, f"pool{i}")(x)
             if i in self.dropped:
                 x = self.dropout(x)
         return layers.global_avg_pool(x)

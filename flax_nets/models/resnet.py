@@ -103,20 +103,33 @@ class Bottleneck(nnx.Module):
         return self.bn3
 
 
+class StrideFirst(Bottleneck):
+    """The paper's own: the stride on the first 1x1."""
+
+    def __init__(
+        self, in_channels, channels, stride=1, groups=1, base_width=64, shortcut=None, *, rngs
+    ):
+        super().__init__(in_channels, channels, 1, groups, base_width, shortcut, rngs=rngs)
+        width = self.conv1.out_channels
+        self.conv1 = layers.Conv(in_channels, width, 1, stride, bias=False, rngs=rngs)
+
+
 class ResNet(nnx.Module):
     """Images [N, H, W, in_channels] -> logits [N, num_classes] (0: pooled features).
 
     Args:
-      block: "basic" or "bottleneck".
+      block: "basic", "bottleneck" or "stride_first", the bottleneck of the paper.
       depths, widths: blocks and channels per stage; a bottleneck widens them fourfold.
       groups, base_width: of the 3x3 in a bottleneck: ResNeXt and wide ResNets.
       stem: "imagenet" (7x7 of stride 2, max pooling) or "cifar" (3x3).
+      stem_width: its channels. Default: those of the first stage, widths[0].
+      first_stride: of the first stage. Default 1.
       shortcut: "B", projections where shapes change, or "A", padding without parameters.
       dropout: before the last layer. Default 0.
       zero_init_last: whether the last scale of each block starts at 0. Default False.
     """
 
-    blocks = {"basic": BasicBlock, "bottleneck": Bottleneck}
+    blocks = {"basic": BasicBlock, "bottleneck": Bottleneck, "stride_first": StrideFirst}
     input_layer, output_layers = "conv1", ("fc",)
 
     def __init__(
@@ -127,6 +140,8 @@ class ResNet(nnx.Module):
         groups: int = 1,
         base_width: int = 64,
         stem: str = "imagenet",
+        stem_width: int | None = None,
+        first_stride: int = 1,
         shortcut: str = "B",
         num_classes: int = 1000,
         in_channels: int = 3,
@@ -139,20 +154,20 @@ class ResNet(nnx.Module):
             raise ValueError(
                 f"stem must be imagenet or cifar, shortcut A or B; got {stem!r} and {shortcut!r}"
             )
+        channels_in = stem_width or widths[0]
         if stem == "imagenet":
             self.conv1 = layers.Conv(
-                in_channels, widths[0], 7, stride=2, padding=3, bias=False, rngs=rngs
+                in_channels, channels_in, 7, stride=2, padding=3, bias=False, rngs=rngs
             )
         else:
-            self.conv1 = layers.Conv(in_channels, widths[0], 3, padding=1, bias=False, rngs=rngs)
-        self.bn1 = layers.BatchNorm(widths[0], rngs=rngs)
+            self.conv1 = layers.Conv(in_channels, channels_in, 3, padding=1, bias=False, rngs=rngs)
+        self.bn1 = layers.BatchNorm(channels_in, rngs=rngs)
         self.maxpool = layers.MaxPool(3, 2, 1) if stem == "imagenet" else layers.Identity()
         self.stages = tuple(f"layer{i + 1}" for i in range(len(depths)))
-        channels_in = widths[0]
         for i, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
             stage = []
             for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
+                stride = 1 if j > 0 else 2 if i > 0 else first_stride
                 made = self._block(
                     block, channels_in, channels, stride, groups, base_width, shortcut, rngs
                 )

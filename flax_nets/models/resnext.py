@@ -4,6 +4,8 @@ A ResNet whose bottlenecks aggregate `cardinality` parallel paths: one grouped 3
 (Figure 3c). Attribute names are torchvision's.
 """
 
+from collections.abc import Mapping
+
 from flax import nnx
 
 from flax_nets.models.resnet import Bottleneck, ResNet
@@ -54,6 +56,13 @@ class ResNeXt(ResNet):
             zero_init_last=zero_init_last,
             rngs=rngs,
         )
+
+    @classmethod
+    def arguments_shown(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """What a checkpoint's shapes show: how much its bottlenecks widen."""
+        stem, expanded = shapes.get("conv1.weight"), shapes.get("layer1.0.conv3.weight")
+        widening = expanded[0] // stem[0] if stem and expanded else None
+        return {"widening": widening} if widening in cls.blocks else {}
 
 
 CIFAR = dict(depths=(3, 3, 3), widths=(64, 128, 256), stem="cifar", num_classes=10)

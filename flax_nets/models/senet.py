@@ -34,6 +34,7 @@ class SqueezeExcite(nnx.Module):
       reduction: channels per hidden unit (r, section 6.1). Default 16.
       hidden: hidden units. None (default): channels / reduction, rounded to a multiple of 8 as
         timm does.
+      bias: whether the two layers have biases. Default True.
 
     Raises ValueError where `hidden` is below 1.
 
@@ -49,6 +50,7 @@ class SqueezeExcite(nnx.Module):
         channels: int,
         reduction: float = 16,
         hidden: int | None = None,
+        bias: bool = True,
         *,
         rngs: nnx.Rngs | None,
     ):
@@ -56,8 +58,8 @@ class SqueezeExcite(nnx.Module):
             hidden = max(8, int(channels / reduction + 4) // 8 * 8)
         if hidden < 1:
             raise ValueError(f"at least 1 hidden unit is needed, got {hidden} for {channels}")
-        self.fc1 = layers.Conv(channels, hidden, 1, rngs=rngs)
-        self.fc2 = layers.Conv(hidden, channels, 1, rngs=rngs)
+        self.fc1 = layers.Conv(channels, hidden, 1, bias=bias, rngs=rngs)
+        self.fc2 = layers.Conv(hidden, channels, 1, bias=bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = jnp.mean(x, (1, 2), keepdims=True)

@@ -15,9 +15,12 @@ from flax_nets.layers import init, relu
 def channel_shuffle(x: jax.Array, groups: int) -> jax.Array:
     """Channels as a table of `groups` rows, read column by column (Figure 1c).
 
-    x [N, H, W, C] -> the same shape. Shuffling again with C / groups rows undoes it.
+    x [N, H, W, C] -> the same shape. Shuffling again with C / groups rows undoes it. Raises
+    ValueError where `groups` does not divide C.
     """
     n, h, w, c = x.shape
+    if c % groups:
+        raise ValueError(f"{c} channels can't be a table of groups={groups} rows")
     x = x.reshape(n, h, w, groups, c // groups)
     return jnp.swapaxes(x, 3, 4).reshape(n, h, w, c)
 
@@ -30,19 +33,34 @@ class ShuffleV1Block(nnx.Module):
     network with its 3x3 kernels in another order), and with the table of channels transposed.
 
     Call: x [N, H, W, in_channels] -> [N, H/stride, W/stride, channels].
+
+    Args:
+      channels: of the output; `in_channels` for a stride of 1, above it for 2.
+      stride: 1 (default) or 2.
+      groups: of the 1x1 convolutions. Default 3.
+      first_groups: of the first of them. Default `groups`.
+
+    Raises ValueError where `channels` does not suit `in_channels` and the stride.
     """
 
     def __init__(
         self,
         in_channels: int,
         channels: int,
-        stride: int,
-        groups: int,
-        first_groups: int,
+        stride: int = 1,
+        groups: int = 3,
+        first_groups: int | None = None,
         *,
         rngs: nnx.Rngs | None,
     ):
+        if (channels <= in_channels) if stride == 2 else (channels != in_channels):
+            wanted = "above" if stride == 2 else "equal to"
+            raise ValueError(
+                f"with stride={stride} channels must be {wanted} in_channels={in_channels}, got "
+                f"{channels}"
+            )
         self.stride, self.groups = stride, groups
+        first_groups = groups if first_groups is None else first_groups
         middle = channels // 4
         new = channels - in_channels if stride == 2 else channels
         self.branch_main_1 = layers.Sequential(
@@ -148,22 +166,32 @@ class InvertedResidual(nnx.Module):
     """One half of the channels passes, the other takes 1x1, 3x3 per channel, 1x1 (v2, Figure 3c);
     with stride 2 both branches see all channels (Figure 3d). Then a shuffle of the two.
 
-    Call: x [N, H, W, in_channels] -> [N, H/stride, W/stride, channels].
+    Call: x [N, H, W, in_channels] -> [N, H/stride, W/stride, channels]. `authors` as in
+    `ShuffleNetV2`.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, rngs: nnx.Rngs | None):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        authors: bool = False,
+        *,
+        rngs: nnx.Rngs | None,
+    ):
         if channels % 2:
             raise ValueError(f"each branch takes half of the channels, got {channels}")
-        self.stride = stride
+        self.stride, self.authors = stride, authors
         n, half = in_channels, channels // 2
+        left = n if authors and stride == 2 else half  # channels that the first branch gives
         if stride == 1:
             self.branch1 = layers.Sequential()
         else:
             self.branch1 = layers.Sequential(
                 layers.Conv(n, n, 3, stride, 1, groups=n, bias=False, rngs=rngs),
                 layers.BatchNorm(n, rngs=rngs),
-                layers.Conv(n, half, 1, bias=False, rngs=rngs),
-                layers.BatchNorm(half, rngs=rngs),
+                layers.Conv(n, left, 1, bias=False, rngs=rngs),
+                layers.BatchNorm(left, rngs=rngs),
                 relu,
             )
         self.branch2 = layers.Sequential(
@@ -172,15 +200,17 @@ class InvertedResidual(nnx.Module):
             relu,
             layers.Conv(half, half, 3, stride, 1, groups=half, bias=False, rngs=rngs),
             layers.BatchNorm(half, rngs=rngs),
-            layers.Conv(half, half, 1, bias=False, rngs=rngs),
-            layers.BatchNorm(half, rngs=rngs),
+            layers.Conv(half, channels - left, 1, bias=False, rngs=rngs),
+            layers.BatchNorm(channels - left, rngs=rngs),
             relu,
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.authors and self.stride == 1:
+            x = channel_shuffle(x, x.shape[-1] // 2)  # even channels, then odd ones
         left, right = jnp.split(x, 2, -1) if self.stride == 1 else (x, x)
         x = jnp.concatenate((self.branch1(left), self.branch2(right)), -1)
-        return channel_shuffle(x, 2)
+        return x if self.authors else channel_shuffle(x, 2)
 
 
 class ShuffleNetV2(nnx.Module):
@@ -190,6 +220,9 @@ class ShuffleNetV2(nnx.Module):
       depths: blocks per stage.
       widths: channels of the stem, of each stage and of the last 1x1 convolution.
       dropout: before the last layer. Default 0.
+      authors: whether it is the network of the authors' PyTorch code: the first branch of a strided
+        block keeps its number of channels, and the second gives the rest; blocks shuffle before
+        their split and not at their end; the last layer has no bias. Default False: torchvision's.
     """
 
     input_layer, output_layers = "conv1.0", ("fc",)
@@ -201,6 +234,7 @@ class ShuffleNetV2(nnx.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         dropout: float = 0.0,
+        authors: bool = False,
         *,
         rngs: nnx.Rngs | None,
     ):
@@ -220,7 +254,7 @@ class ShuffleNetV2(nnx.Module):
             stage = []
             for j in range(depth):
                 stride = 2 if j == 0 else 1
-                stage.append(InvertedResidual(channels_in, channels, stride, rngs=rngs))
+                stage.append(InvertedResidual(channels_in, channels, stride, authors, rngs=rngs))
                 channels_in = channels
             setattr(self, name, layers.Sequential(*stage))
         self.conv5 = layers.Sequential(
@@ -230,7 +264,9 @@ class ShuffleNetV2(nnx.Module):
         )
         self.dropout = layers.Dropout(dropout, rngs=rngs)
         self.fc = (
-            layers.Linear(features, num_classes, rngs=rngs) if num_classes else layers.Identity()
+            layers.Linear(features, num_classes, bias=not authors, rngs=rngs)
+            if num_classes
+            else layers.Identity()
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:

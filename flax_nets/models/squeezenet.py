@@ -20,9 +20,33 @@ class Fire(nnx.Module):
     """A 1x1 layer that squeezes, then 1x1 and 3x3 filters side by side (section 3.2).
 
     Call: x [N, H, W, in_channels] -> [N, H, W, expand1x1 + expand3x3].
+
+    Args:
+      squeeze: channels after the squeeze, fewer than are expanded to.
+      expand1x1, expand3x3: channels of either kind of filter.
+      bypass: what is added to the output (section 6): "none" (default); "simple", the input, where
+        the channels agree; "complex", likewise, and elsewhere a 1x1 convolution of it.
+
+    Raises ValueError for another bypass.
+
+    >>> import flax_nets, jax
+    >>> from flax import nnx
+    >>> fire = flax_nets.Fire(96, 16, 64, 64, rngs=nnx.Rngs(0))
+    >>> fire(jax.numpy.ones((2, 7, 7, 96))).shape
+    (2, 7, 7, 128)
     """
 
-    def __init__(self, in_channels, squeeze, expand1x1, expand3x3, bypass="none", *, rngs):
+    def __init__(
+        self,
+        in_channels: int,
+        squeeze: int,
+        expand1x1: int,
+        expand3x3: int,
+        bypass: str = "none",
+        *,
+        rngs: nnx.Rngs | None,
+    ):
+        layers.choose("bypass", bypass, dict.fromkeys(BYPASSES))
         self.squeeze = layers.Conv(in_channels, squeeze, 1, rngs=rngs)
         self.expand1x1 = layers.Conv(squeeze, expand1x1, 1, rngs=rngs)
         self.expand3x3 = layers.Conv(squeeze, expand3x3, 3, padding=1, rngs=rngs)
@@ -77,7 +101,6 @@ class SqueezeNet(nnx.Module):
         *,
         rngs: nnx.Rngs | None,
     ):
-        layers.choose("bypass", bypass, dict.fromkeys(BYPASSES))
         channels, kernel = stem
         features = [layers.Conv(in_channels, channels, kernel, stride=2, rngs=rngs), relu]
         for i in range(fires):

@@ -6,7 +6,7 @@ adds a distillation token and a head for it.
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,28 @@ class EncoderBlock(nnx.Module):
     """
 
     def __init__(
-        self, width, num_heads, mlp_dim, qkv_bias, norm_eps, dropout, attention_dropout, *, rngs
+        self,
+        width,
+        num_heads,
+        attention_width,
+        mlp_dim,
+        qkv_bias,
+        norm_eps,
+        dropout,
+        attention_dropout,
+        remat,
+        *,
+        rngs,
     ):
+        self.remat = remat
         self.ln_1 = layers.LayerNorm(width, eps=norm_eps, rngs=rngs)
         self.self_attention = MultiHeadAttention(
-            width, num_heads, qkv_bias=qkv_bias, dropout=attention_dropout, rngs=rngs
+            width,
+            num_heads,
+            qkv_bias=qkv_bias,
+            head_dim=attention_width // num_heads,
+            dropout=attention_dropout,
+            rngs=rngs,
         )
         self.dropout = layers.Dropout(dropout, rngs=rngs)
         self.ln_2 = layers.LayerNorm(width, eps=norm_eps, rngs=rngs)
@@ -48,6 +65,11 @@ class EncoderBlock(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.remat and not self.dropout.deterministic:  # in train mode
+            return nnx.remat(EncoderBlock.both)(self, x)
+        return self.both(x)
+
+    def both(self, x: jax.Array) -> jax.Array:
         x = x + self.dropout(self.self_attention(self.ln_1(x)))
         return x + self.mlp(self.ln_2(x))
 
@@ -75,25 +97,54 @@ class Encoder(nnx.Module):
         return self.ln(self.layers(x))
 
 
+class PatchNorm(layers.LayerNorm):
+    """Layer norm of each patch's pixels (Kumar et al. 2023, https://arxiv.org/abs/2302.01327).
+
+    Its numbers stand in the order row, column, channel. Call: x [N, H, W, C] -> the same shape.
+    """
+
+    def __init__(self, patch_size: int, channels: int, eps: float, *, rngs: nnx.Rngs | None):
+        super().__init__(patch_size**2 * channels, eps=eps, rngs=rngs)
+        self.patch_size = patch_size
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, h, w, c = x.shape
+        p = self.patch_size
+        x = x.reshape(n, h // p, p, w // p, p, c)
+        x = x.swapaxes(2, 3)  # [N, H/p, W/p, p, p, C]
+        shape = x.shape
+        x = super().__call__(x.reshape(*shape[:3], -1)).reshape(shape)
+        return x.swapaxes(2, 3).reshape(n, h, w, c)
+
+
 class VisionTransformer(nnx.Module):
     """Images [N, image_size, image_size, in_channels] -> logits [N, num_classes].
 
     Args:
       image_size, patch_size: in pixels; the first a multiple of the second.
       depth, width, num_heads, mlp_dim: of the encoder; mlp_dim is 4 * width by default.
+      attention_width: of all heads together. Default: width.
       representation_size: width of the pre-training head's tanh layer. Default: no such layer.
-      pool: "token", the class token (default), or "mean", the mean of the patches.
+      class_token: whether there is one. Default True.
+      pool: "token", the class token (default); "mean", the mean of the patches; or "all", that of
+        the patches and the class token.
+      patch_norm: whether each patch is normalised before and after its projection. Default False.
       distilled: whether there are a second token and a second head (DeiT). Their logits are
         averaged, but in train mode with `distilled_training`, where both are returned.
       qkv_bias: whether queries, keys and values have a bias. Default True.
       norm_eps: of all layer norms. Default 1e-6.
       initialise: whose initial values: "torchvision" or "timm".
       dropout, attention_dropout: of the stream, and of the attention's weights. Default 0.
+      remat: whether training keeps the input of each block alone, and recomputes what is within in
+        the backward pass: less memory, a forward pass more. Same outputs, gradients and dropout.
+        Default False.
 
-    Raises ValueError for sizes that do not divide, and when called on an image of another size.
+    Raises ValueError for sizes that do not divide, for a pooling or distillation without the
+    tokens that it takes, and when called on an image of another size.
     """
 
     input_layer, output_layers = "conv_proj", ("heads.head", "head_dist")
+    positions = "encoder.pos_embedding"
 
     def __init__(
         self,
@@ -103,8 +154,11 @@ class VisionTransformer(nnx.Module):
         width: int = 768,
         num_heads: int = 12,
         mlp_dim: int | None = None,
+        attention_width: int | None = None,
         representation_size: int | None = None,
+        class_token: bool = True,
         pool: str = "token",
+        patch_norm: bool = False,
         distilled: bool = False,
         distilled_training: bool = False,
         qkv_bias: bool = True,
@@ -114,18 +168,33 @@ class VisionTransformer(nnx.Module):
         in_channels: int = 3,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        remat: bool = False,
         *,
         rngs: nnx.Rngs | None,
     ):
         if image_size % patch_size:
             raise ValueError(f"image_size={image_size} is no multiple of patch_size={patch_size}")
-        if pool not in ("token", "mean"):
-            raise ValueError(f'pool must be "token" or "mean", got {pool!r}')
+        if pool not in ("token", "mean", "all"):
+            raise ValueError(f'pool must be "token", "mean" or "all", got {pool!r}')
+        if not class_token and (pool == "token" or distilled):
+            raise ValueError(
+                f"class_token=False leaves no token for pool={pool!r}, distilled={distilled}"
+            )
+        attention_width = attention_width or width
+        if attention_width % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} does not divide attention_width={attention_width}, "
+                "which is the width by default"
+            )
         self.image_size, self.pool, self.distilled_training = image_size, pool, distilled_training
         self.deterministic = False
-        self.prefix = 2 if distilled else 1
+        self.prefix = class_token + distilled
+        self.patch_norm = (
+            PatchNorm(patch_size, in_channels, norm_eps, rngs=rngs) if patch_norm else None
+        )
         self.conv_proj = layers.Conv(in_channels, width, patch_size, stride=patch_size, rngs=rngs)
-        self.class_token = init.param((1, 1, width), init.zeros, rngs)
+        self.proj_norm = layers.LayerNorm(width, eps=norm_eps, rngs=rngs) if patch_norm else None
+        self.class_token = init.param((1, 1, width), init.zeros, rngs) if class_token else None
         self.dist_token = init.param((1, 1, width), init.zeros, rngs) if distilled else None
         self.encoder = Encoder(
             (image_size // patch_size) ** 2 + self.prefix,
@@ -135,9 +204,11 @@ class VisionTransformer(nnx.Module):
             norm_eps,
             dict(
                 num_heads=num_heads,
+                attention_width=attention_width,
                 mlp_dim=mlp_dim or 4 * width,
                 qkv_bias=qkv_bias,
                 attention_dropout=attention_dropout,
+                remat=remat,
             ),
             rngs=rngs,
         )
@@ -160,19 +231,19 @@ class VisionTransformer(nnx.Module):
                 f"this network takes images [N, {self.image_size}, {self.image_size}, C], got "
                 f"{x.shape}; create it with image_size=... for another size"
             )
-        x = self.conv_proj(x)
+        x = self.conv_proj(x if self.patch_norm is None else self.patch_norm(x))
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # [N, H, W, C] -> [N, H*W, C]
-        tokens = (
-            [self.class_token] if self.dist_token is None else [self.class_token, self.dist_token]
-        )
+        x = x if self.proj_norm is None else self.proj_norm(x)
+        tokens = [t for t in (self.class_token, self.dist_token) if t is not None]
         shape = (x.shape[0], 1, x.shape[-1])
         tokens = [jnp.broadcast_to(t[...], shape).astype(x.dtype) for t in tokens]
         x = jnp.concatenate([*tokens, x], 1)  # [N, tokens + H*W, C]
         x = self.encoder(x)
         if self.dist_token is not None:
             return self._distilled(x)
-        pooled = x[:, 0] if self.pool == "token" else x[:, self.prefix :].mean(1)
-        return self.heads(pooled)
+        if self.pool == "token":
+            return self.heads(x[:, 0])
+        return self.heads(x[:, self.prefix if self.pool == "mean" else 0 :].mean(1))
 
     def _distilled(self, x):
         logits = self.heads(x[:, 0])
@@ -182,12 +253,29 @@ class VisionTransformer(nnx.Module):
         return (logits + distilled) / 2
 
     @staticmethod
-    def arguments_shown(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        """What a checkpoint's shapes show: the image's size, and the pre-training head."""
-        shown = {}
+    def arguments_shown(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What a checkpoint's names and shapes show.
+
+        That is the size of the image, where its patches make a square, the pre-training head,
+        the class token, the norms of the patches, and the kernel and bias of the attention.
+        """
+        shown: dict[str, Any] = {}
+        attention = "encoder.layers.encoder_layer_0.self_attention.in_proj_"
+        if f"{attention}weight" in shapes:
+            rows, width = shapes[f"{attention}weight"]
+            if rows != 3 * width:
+                shown["attention_width"] = rows // 3
+            shown["qkv_bias"] = f"{attention}bias" in shapes
         if "encoder.pos_embedding" in shapes and "conv_proj.weight" in shapes:
-            patches = shapes["encoder.pos_embedding"][1] - 1 - ("dist_token" in shapes)
-            shown["image_size"] = math.isqrt(patches) * shapes["conv_proj.weight"][-1]
+            shown["patch_norm"] = "patch_norm.weight" in shapes
+            shown["class_token"] = "class_token" in shapes
+            if not shown["class_token"]:
+                shown["pool"] = "mean"
+            tokens = shown["class_token"] + ("dist_token" in shapes)
+            patches = shapes["encoder.pos_embedding"][1] - tokens
+            side = math.isqrt(max(patches, 0))
+            if side**2 == patches:
+                shown["image_size"] = side * shapes["conv_proj.weight"][-1]
         if "heads.pre_logits.weight" in shapes:
             shown["representation_size"] = shapes["heads.pre_logits.weight"][0]
         return shown
@@ -210,7 +298,8 @@ class VisionTransformer(nnx.Module):
                 init.reinit(head.bias, init.zeros, rngs)
 
     def _initialise_timm(self, rngs):
-        init.reinit(self.class_token, init.normal(1e-6), rngs)
+        if self.class_token is not None:
+            init.reinit(self.class_token, init.normal(1e-6), rngs)
         init.reinit(self.encoder.pos_embedding, init.trunc_normal(0.02), rngs)
         if self.dist_token is not None:
             init.reinit(self.dist_token, init.trunc_normal(0.02), rngs)
