@@ -12,11 +12,11 @@ from typing import Any
 
 _EXPORTS = {
     "checkpoint": ("Checkpoints",),
-    "data": ("Batches", "Dataset"),
+    "data": ("Batches", "Dataset", "Pipeline"),
     "groups": ("decay_mask", "freeze", "param_groups"),
-    "loop": ("Diverged", "fit"),
+    "loop": ("Diverged", "Preempted", "fit"),
     "losses": ("binary_cross_entropy", "cross_entropy", "rbf_loss", "topk_correct"),
-    "mesh": ("make_mesh", "replicate", "shard"),
+    "mesh": ("make_mesh", "replicate", "shard", "shard_state"),
     "optim": (
         "adam",
         "adamw",
@@ -27,7 +27,7 @@ _EXPORTS = {
         "sgd",
     ),
     "schedules": (),  # used as `train.schedules.cosine`: its names are too short to stand alone
-    "state": ("TrainState",),
+    "state": ("LossScale", "TrainState"),
     "step": ("evaluate", "make_eval_step", "make_train_step", "summary"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

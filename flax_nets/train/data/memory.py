@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Images [N, H, W, C] float32, labels [N] int32, and the names of the classes."""
+    """Images [N, H, W, C] in uint8, or float32 when normalised; labels [N] int32; class names."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -24,6 +24,14 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """An image [H, W, C] and its label."""
+        return self.images[index], int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """What to call an example in a message."""
+        return f"image {index}"
 
 
 def digits(split: Literal["train", "test"], size: int = 32, channels: int = 1) -> Dataset:
