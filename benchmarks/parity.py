@@ -2,13 +2,16 @@
 
     python -m benchmarks.parity                    # all variants, and all names of the libraries
     python -m benchmarks.parity --only 'vit*' --workers 2
-    python -m benchmarks.parity --table docs/parity.md
+    python -m benchmarks.parity --float32          # how far float32 is from float64, on both sides
+    python -m benchmarks.parity --table            # docs/parity.md, of what has been measured
 
 Each variant is compared with its twin in `torch_ref` (eval and train mode), each name of
 torchvision and timm with the library itself (eval mode, through a checkpoint that torch saved):
-outputs, the gradient of every parameter and of the input, and statistics. PyTorch and JAX run in
-processes of their own, one after the other, so that only one of them is in memory. Each result is
-a line of the file `--out`; a run that was stopped goes on where it was.
+outputs, the gradient of every parameter and of the input, and statistics. With --float32 the
+outputs in eval mode alone, and both are compared with what PyTorch computes in float64 from the
+same float32 numbers. PyTorch and JAX run in processes of their own, one after the other, so that
+only one of them is in memory. Each result is a line of the file `--out`; a run that was stopped
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import fnmatch
 import json
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 import tempfile
@@ -26,7 +30,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-NAMES = pathlib.Path(__file__).parent.parent / "tests" / "data" / "names.txt"
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = ROOT / "tests" / "data" / "names.txt"
+RESULTS = ROOT / "benchmarks" / "results"
+OUT, OUT32 = RESULTS / "parity.jsonl", RESULTS / "float32.jsonl"
+PAGE = ROOT / "docs" / "parity.md"
 # Sides of the images in pixels: small, and large enough for train mode (16 values per channel in
 # the last batch norm of a batch of 4).
 SIDES = {
@@ -40,6 +48,7 @@ SIDES = {
 }
 SIDE = 64
 LIMITS = {"outputs": 1e-12, "gradients": 1e-9, "input_gradient": 1e-9, "statistics": 1e-12}
+FLOAT32 = 1.5  # times PyTorch's own distance from the truth
 
 
 def jobs() -> list[str]:
@@ -69,21 +78,29 @@ def inputs(spec, train: bool) -> np.ndarray:
     return images(spec, 4 if train else 2 if side < 200 else 1, side)
 
 
-def torch_side(job: str, folder: pathlib.Path) -> None:
-    """Write a checkpoint, and what PyTorch makes of it."""
+def reference(job: str):
+    """(the PyTorch model in float64, our spec of it)."""
     import torch
 
     from benchmarks import libraries
-    from benchmarks.compare import leaves, torch_pass, twin
+    from benchmarks.compare import twin
     from flax_nets import registry
 
     library, _, name = job.partition("/")
     spec = registry.resolve(name)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if library == "torch_ref":
-        model = twin(spec, dropout=0.0)
-    else:
-        model = libraries.materialise(libraries.build(job))
+        return twin(spec, dropout=0.0), spec
+    return libraries.materialise(libraries.build(job)), spec
+
+
+def torch_side(job: str, folder: pathlib.Path) -> None:
+    """Write a checkpoint, and what PyTorch makes of it."""
+    import torch
+
+    from benchmarks.compare import leaves, torch_pass
+
+    model, spec = reference(job)
     torch.save(model.state_dict(), folder / "checkpoint.pth")
     for train in modes(job):
         result = torch_pass(model, inputs(spec, train), train)
@@ -142,6 +159,46 @@ def flax_side(job: str, folder: pathlib.Path) -> dict[str, object]:
     return row
 
 
+def torch_side32(job: str, folder: pathlib.Path) -> None:
+    """Write a float32 checkpoint, and what PyTorch makes of it in float64 and in float32."""
+    import torch
+
+    from benchmarks.compare import nchw
+
+    model, spec = reference(job)
+    model = model.float().eval()
+    torch.save(model.state_dict(), folder / "checkpoint.pth")
+    x = torch.tensor(nchw(inputs(spec, train=False)), dtype=torch.float32)
+    with torch.no_grad():
+        theirs = model(x)
+        found = {"theirs": theirs, "truth": model.double()(x.double())}
+    torch.save(found, folder / "outputs.pth")
+
+
+def flax_side32(job: str, folder: pathlib.Path) -> dict[str, object]:
+    """How far either float32 output is from the float64 one."""
+    import jax
+
+    import convert
+    import flax_nets
+
+    name = job.partition("/")[2]
+    model = flax_nets.create_model(name, weights=folder / "checkpoint.pth", dropout=0.0)
+    apply, params, state = flax_nets.functional(model)
+    x = inputs(model.spec, train=False).astype(np.float32)
+    outputs = convert.read(folder / "outputs.pth")
+    output = jax.jit(lambda params, state, x: apply(params, state, x)[0])(params, state, x)
+    ours, theirs = (distance(o, outputs["truth"]) for o in (output, outputs["theirs"]))
+    return {"job": job, "ours": ours, "theirs": theirs, "equal": ours <= FLOAT32 * theirs}
+
+
+def distance(output, truth: np.ndarray) -> float:
+    """Root of the mean square of the difference, over that of the truth: unlike the largest
+    difference, it hardly depends on the draw."""
+    difference = np.asarray(output, np.float64) - truth
+    return float(np.sqrt(np.mean(difference**2) / np.mean(truth**2)))
+
+
 def _count(model) -> int:
     import jax
     from flax import nnx
@@ -149,13 +206,26 @@ def _count(model) -> int:
     return sum(v.size for v in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
 
 
-def run(job: str) -> dict[str, object]:
+def versions() -> str:
+    """What was measured, and on what."""
+    from importlib.metadata import version
+
+    names = ("jax", "jaxlib", "flax", "torch", "torchvision", "timm")
+    lines = (
+        pathlib.Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    )
+    cpu = next((ln.partition(": ")[2] for ln in lines if ln.startswith("model name")), "")
+    return ", ".join([*(f"{name} {version(name)}" for name in names), cpu or platform.machine()])
+
+
+def run(job: str, float32: bool) -> dict[str, object]:
     """Both sides of one job, each in a process of its own."""
     start = time.perf_counter()
+    mode = ["--float32"] if float32 else []
     with tempfile.TemporaryDirectory() as folder:
         for side in ("torch", "flax"):
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.parity", "--side", side, job, folder],
+                [sys.executable, "-m", "benchmarks.parity", *mode, "--side", side, job, folder],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -164,13 +234,20 @@ def run(job: str) -> dict[str, object]:
                 last = (done.stderr.strip().splitlines() or ["killed"])[-1]
                 return {"job": job, "equal": False, "error": f"{side}: {last}"}
         row = json.loads((pathlib.Path(folder) / "row.json").read_text())
-    return row | {"seconds": round(time.perf_counter() - start, 1)}
+    return row | {"seconds": round(time.perf_counter() - start, 1), "versions": versions()}
 
 
-def sweep(pattern: str, out: pathlib.Path, workers: int, seconds: float) -> list[dict]:
+def read(out: pathlib.Path) -> list[dict]:
+    """The rows of a file, none where there is no such file yet; of several for one job the last."""
+    lines = out.read_text().splitlines() if out.exists() else []
+    return list({row["job"]: row for row in map(json.loads, lines)}.values())
+
+
+def sweep(
+    pattern: str, out: pathlib.Path, workers: int, seconds: float, float32: bool
+) -> list[dict]:
     """Run what is not in `out` yet, and append each result there."""
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    rows = [row for row in rows if "error" not in row]
+    rows = [row for row in read(out) if "error" not in row]
     done = {row["job"] for row in rows}
     todo = [
         job
@@ -179,8 +256,13 @@ def sweep(pattern: str, out: pathlib.Path, workers: int, seconds: float) -> list
         and (fnmatch.fnmatch(job, pattern) or fnmatch.fnmatch(job.partition("/")[2], pattern))
     ]
     end = time.monotonic() + seconds
+
+    def timely(job):
+        return run(job, float32) if time.monotonic() < end else None
+
+    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file, ThreadPoolExecutor(workers) as pool:
-        for row in pool.map(lambda job: run(job) if time.monotonic() < end else None, todo):
+        for row in pool.map(timely, todo):
             if row is None:
                 continue
             rows.append(row)
@@ -193,50 +275,106 @@ def sweep(pattern: str, out: pathlib.Path, workers: int, seconds: float) -> list
 def summary(row: dict) -> str:
     if "error" in row:
         return f"{row['job']}: {row['error']}"
+    if "theirs" in row:
+        found = f"ours {row['ours']:.1e}, PyTorch's {row['theirs']:.1e}"
+        return f"{row['job']}: {'' if row['equal'] else 'NOT '}as near to float64 ({found})"
     worst = {w: max(row.get(m, {}).get(w, 0.0) for m in ("eval", "train")) for w in LIMITS}
     shown = ", ".join(f"{what} {value:.0e}" for what, value in worst.items())
     return f"{row['job']}: {'equal' if row['equal'] else 'NOT EQUAL'} ({shown})"
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], rows32: list[dict]) -> str:
     """Markdown: the largest errors of each network, against each reference."""
     lines = [
-        "| against | network | parameters | outputs | gradients | input's gradient | statistics |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| against | network | parameters | outputs | gradients | input's gradient | statistics "
+        "| float32 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    shorter = {row["job"]: row for row in rows32 if "error" not in row}
     for row in rows:
         library, _, name = row["job"].partition("/")
         if "error" in row:
-            lines.append(f"| {library} | {name} | failed: {row['error']} | | | | |")
+            lines.append(f"| {library} | {name} | failed: {row['error']} | | | | | |")
             continue
         modes = [row[m] for m in ("eval", "train") if m in row]
         worst = [max(m.get(w, 0.0) for m in modes) for w in LIMITS]
         cells = [f"{v:.0e}" for v in worst[:3]] + [f"{worst[3]:.0e}" if "train" in row else "-"]
+        cells.append(distances(shorter.get(row["job"])))
         lines.append(f"| {library} | {name} | {row['parameters']:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
+
+
+def distances(row: dict | None) -> str:
+    """Our distance from float64 and PyTorch's, as "ours / theirs"."""
+    return "-" if row is None else f"{row['ours']:.1e} / {row['theirs']:.1e}"
+
+
+def page(rows: list[dict], rows32: list[dict]) -> str:
+    """docs/parity.md."""
+    order = {job: i for i, job in enumerate(jobs())}
+    rows = sorted(rows, key=lambda row: order.get(row["job"], len(order)))
+    measured = "; ".join(sorted({row["versions"] for row in rows + rows32 if "versions" in row}))
+    equal = sum(row["equal"] for row in rows)
+    near = sum(row["equal"] for row in rows32)
+    return INTRO.format(
+        total=len(order),
+        done=len(rows),
+        equal=equal,
+        done32=len(rows32),
+        near=near,
+        measured=f" Measured with {measured}." if measured else "",
+        **LIMITS,
+    ) + table(rows, rows32)
+
+
+INTRO = """# Parity, measured
+
+Written by `python -m benchmarks.parity --table` from `benchmarks/results`: run that, and do not
+edit this page.
+
+Every variant against its twin in `torch_ref` in eval and in train mode, and every name of
+torchvision and timm that is in scope against the installed library, through a checkpoint that torch
+saved, in eval mode. All at full depth, float64, on a CPU, with random weights, statistics and
+images. An error is max|a - b| / max|b|; of a gradient the denominator is at least 1e-6 of the
+network's largest. *gradients* is the worst of all parameters, *outputs* of all outputs and both
+modes. At most {outputs:.0e} is allowed for outputs and statistics and {gradients:.0e} for
+gradients.
+
+*float32* is another measure: how far our float32 output is from what PyTorch computes in float64
+from the same float32 numbers (root of the mean square of the difference, over that of the truth),
+and beside it how far PyTorch's own float32 output is. A dash: not measured.
+
+{done} of {total} comparisons measured, {equal} of them within the limits; {done32} in float32, and
+in {near} of these we are at most 1.5 times as far as PyTorch.{measured}
+
+"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", default="*", help="a glob pattern of names")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("parity.jsonl"))
+    parser.add_argument("--float32", action="store_true", help="measure float32 instead")
+    parser.add_argument("--out", type=pathlib.Path, help="default: a file in benchmarks/results")
     parser.add_argument("--workers", type=int, default=1, help="networks at a time")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start none after this")
-    parser.add_argument("--table", type=pathlib.Path, help="write the table there, as Markdown")
+    parser.add_argument("--table", action="store_true", help="write docs/parity.md, run nothing")
     parser.add_argument("--json", action="store_true", help="print the rows")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         side, job, folder = args.side[0], args.side[1], pathlib.Path(args.side[2])
         if side == "torch":
-            torch_side(job, folder)
+            (torch_side32 if args.float32 else torch_side)(job, folder)
         else:
-            (folder / "row.json").write_text(json.dumps(flax_side(job, folder)))
+            row = (flax_side32 if args.float32 else flax_side)(job, folder)
+            (folder / "row.json").write_text(json.dumps(row))
         return 0
-    rows = sweep(args.only, args.out, args.workers, args.seconds)
     if args.table:
-        args.table.write_text(table(rows) + "\n")
+        PAGE.write_text(page(read(OUT), read(OUT32)), "utf-8")
+        return 0
+    out = args.out or (OUT32 if args.float32 else OUT)
+    rows = sweep(args.only, out, args.workers, args.seconds, args.float32)
     print(json.dumps(rows) if args.json else "\n".join(map(summary, rows)))
     return 0 if all(row["equal"] for row in rows) else 1
 

@@ -137,13 +137,15 @@ def test_dialects_work_in_both_directions(dialect):
         values = {
             hole: "weight" if hole == "rest" else i + 3 for i, hole in enumerate(sorted(holes))
         }
-        assert dialect.from_native(native.format(**values)) == foreign.format(**values)
+        theirs = dialect.prefix + foreign.format(**values)
+        assert dialect.from_native(native.format(**values)) == theirs
+        assert dialect.to_native(theirs) == native.format(**values)
         assert dialect.to_native(foreign.format(**values)) == native.format(**values)
 
 
 def test_an_unknown_dialect_names_the_known():
     model = flax_nets.create_model("vit_tiny_patch16_224", depth=1, image_size=32)
-    with pytest.raises(ValueError, match="native, timm"):
+    with pytest.raises(ValueError, match=r"no dialect 'tim'.*native.*timm"):
         convert.export(model, dialect="tim")
 
 
@@ -152,7 +154,7 @@ def test_verify_finds_equality_and_the_stage_that_differs(saved, lenet):
     assert report
     assert report.output_error <= 1e-12
     assert report.stages[0].name == "conv1"
-    assert "equal: every stage" in str(report)
+    assert str(report).splitlines()[-1].startswith("equal: every stage within 1e-12")
     model = flax_nets.create_model("lenet5", weights=saved)
     lenet["conv2.weight"] = lenet["conv2.weight"].copy()
     lenet["conv2.weight"][3, 2, 1, 0] += 1e-3
@@ -160,20 +162,66 @@ def test_verify_finds_equality_and_the_stage_that_differs(saved, lenet):
     assert not report
     assert report.first_difference == "conv2"
     assert [key for key, _ in report.changed] == ["conv2.weight"]
+    assert str(report).splitlines()[-1].startswith("NOT equal: first at conv2, error ")
+    assert report.to_dict()["first_difference"] == "conv2"
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("layer2.0.conv2.weight", "layer2.0"),
+        ("layer3.0.bn1.running_var", "layer3.0"),
+        ("conv1.weight", "conv1"),
+        ("fc.bias", "fc"),
+    ],
+)
+def test_one_perturbed_weight_is_found_in_its_stage(key, stage):
+    """The network of one checkpoint against another that differs in one number."""
+    spec = registry.resolve("resnet20_cifar").with_arguments(depths=(1, 1, 1))
+    original = state_dict(twin(spec))
+    perturbed = original | {key: original[key].copy()}
+    perturbed[key].flat[1] *= 1 + 1e-6
+    model = flax_nets.create_model("resnet20_cifar", weights=perturbed, depths=(1, 1, 1))
+    report = convert.verify(
+        model, original, images=np.random.default_rng(1).normal(size=(2, 8, 8, 3))
+    )
+    assert not report
+    assert report.first_difference == stage
+    assert [name for name, _ in report.changed] == [key]
+    after = [s.name for s in report.stages].index(stage)
+    assert all(s.error <= 1e-12 for s in report.stages[:after])
 
 
 def test_command_converts_and_verifies(saved, lenet, tmp_path, capsys):
-    out = tmp_path / "out.safetensors"
-    assert main([str(saved), str(out), "--model", "lenet5", "--verify"]) == 0
+    out, plot = tmp_path / "out.safetensors", tmp_path / "errors.png"
+    assert main([str(saved), str(out), "--verify", "--plot", str(plot)]) == 0
     text = capsys.readouterr().out
-    assert "equal" in text
-    assert "wrote" in text
+    assert text.splitlines()[0].startswith(f"wrote {out}: 0.5 MiB, 10 tensors, native names")
+    assert text.splitlines()[-1].startswith("equal: ")
+    assert plot.read_bytes().startswith(b"\x89PNG")
     back = convert.read(out)
     assert all(back[k].tobytes() == v.tobytes() for k, v in lenet.items())
-    assert main([str(out), "--model", "lenet5", "--verify", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["verify"]["equal"] is True
-    assert main(["inspect", str(saved), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["fc2.bias"]["shape"] == [10]
+    lenet["fc1.weight"] = lenet["fc1.weight"] * (1 + 1e-9)
+    convert.write(tmp_path / "other.pth", lenet)
+    against = ["--verify", "--against", str(tmp_path / "other.pth"), "--json"]
+    assert main([str(out), str(tmp_path / "no.npz"), "--model", "lenet5", *against]) == 1
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["verify"]["equal"] is False
+    assert figures["verify"]["first_difference"] == "fc1"
+    assert not (tmp_path / "no.npz").exists()
+
+
+def test_command_writes_shards_trees_and_programs(saved, lenet, tmp_path, capsys):
+    narrow = {k: v.astype(np.float32) for k, v in lenet.items()}
+    torch.save({"model": {}, "model_ema": {k: torch.tensor(v) for k, v in narrow.items()}}, saved)
+    shards, folder = tmp_path / "a.safetensors", tmp_path / "a.orbax"
+    program = tmp_path / "a.stablehlo"
+    assert main([str(saved), str(shards), "--ema", "--shard-size", "100KB"]) == 0
+    assert main([str(shards), str(folder), "--json"]) == 0  # by the name of what is not one file
+    assert main([str(folder), str(program), "--num-classes", "3"]) == 0
+    assert f"wrote {program}: 0.2 MiB\n" in capsys.readouterr().out
+    for back in (convert.read(shards), convert.read(folder)):
+        assert all(back[k].tobytes() == v.tobytes() for k, v in narrow.items())
 
 
 @pytest.mark.parametrize(
@@ -185,12 +233,25 @@ def test_command_converts_and_verifies(saved, lenet, tmp_path, capsys):
         (["{dir}/text.pth", "--model", "lenet5"], "text.pth"),
         (["{dir}/short.pth", "--model", "lenet5"], "short.pth"),
         (["{saved}", "{dir}/out.h5", "--model", "lenet5"], ".safetensors"),
+        (["{dir}/text.pth", "{dir}/out.h5"], "suffix '.h5'; expected one of .npz, .onnx, .orbax"),
+        (["{saved}", "{dir}/none/out.npz"], "there is no directory"),
+        (["{saved}", "{dir}/out.onnx", "--to", "timm"], "will hold a network of ours"),
+        (["{saved}", "{dir}/out.npz", "--shard-size", "1MB"], "is for .safetensors"),
+        (["{saved}", "{dir}/out.safetensors", "--shard-size", "1 apple"], "'1 apple'"),
+        (["{saved}", "--plot", "{dir}/a.png"], "--plot goes with --verify"),
+        (["{saved}", "--model", "lenet5", "--verify", "--plot", "{dir}/a.txt"], "a picture's name"),
+        (["{saved}", "--ema"], "averaged weights"),
+        (["{dir}/head.npz"], "fits no network entirely; likely ones: "),
+        (["{saved}", "--modle", "lenet5"], "unrecognized arguments: --modle"),
+        (["inspect", "{dir}/text.pth"], "text.pth"),
+        (["inspect"], "required: SRC"),
         (["{saved}", "{dir}/out.npz", "--model", "lenet5", "--to", "keras"], "native"),
     ],
 )
-def test_command_refuses_with_one_clear_line(argv, expected, saved, tmp_path, capsys):
+def test_command_refuses_clearly(argv, expected, saved, tmp_path, capsys):
     (tmp_path / "text.pth").write_text("no checkpoint at all")
     (tmp_path / "short.pth").write_bytes(saved.read_bytes()[:1000])
+    convert.write(tmp_path / "head.npz", {"fc2.bias": np.zeros(10)})
     before = sorted(p.name for p in tmp_path.iterdir())
     assert main([a.format(saved=saved, dir=tmp_path) for a in argv]) == 2
     captured = capsys.readouterr()

@@ -7,10 +7,10 @@ import io
 import json
 import os
 import pickle
-import random
 import re
 import resource
 import struct
+import sys
 import tracemalloc
 import types
 import warnings
@@ -25,6 +25,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from benchmarks import fuzz
 from convert.formats import CheckpointError, Placeholder, load_pickle, read, unpickle, write
 
 SAVE = {
@@ -247,6 +248,15 @@ def test_safetensors_header_size(tmp_path, size):
     assert read(tmp_path / "a")["a"].tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("shape", [[0, 2**63], [0, 2**61], [0] + [1] * 65])
+def test_safetensors_shape_beyond_numpy(tmp_path, shape):
+    """Of no numbers at all, which safetensors itself finds nothing wrong with."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match="'a' of shape"):
+        read(tmp_path / "a")
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(tmp_path, save):
     arrays = {
@@ -306,7 +316,7 @@ def test_averaged_weights(tmp_path, key):
 
 @pytest.mark.parametrize("form", SAVE)
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod."]
+    "prefix", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod."]
 )
 def test_prefixes(tmp_path, form, prefix):
     tensors = {"a.w": torch.ones(2), "model": torch.zeros(1)}
@@ -315,6 +325,36 @@ def test_prefixes(tmp_path, form, prefix):
     shared_by_some = {prefix + "a": torch.ones(2), "head": torch.zeros(1)}
     SAVE[form](shared_by_some, tmp_path / "a")
     assert read(tmp_path / "a").keys() == shared_by_some.keys()
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net."])
+@pytest.mark.parametrize("form", PICKLED)
+def test_lightning(tmp_path, monkeypatch, form, prefix):
+    """Its checkpoints hold classes of its own, which are named and never looked for."""
+    name = "lightning.fabric.utilities.data"
+    module = types.ModuleType(name)
+    module.AttributeDict = type("AttributeDict", (dict,), {"__module__": name})
+    tensors = {"fc.weight": torch.randn(2, 3), "fc.bias": torch.randn(2)}
+    with monkeypatch.context() as patch:
+        for end in re.finditer(r"\.|$", name):
+            parent = name[: end.start()]
+            patch.setitem(
+                sys.modules, parent, module if parent == name else types.ModuleType(parent)
+            )
+        saved = {
+            "epoch": 3,
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": collections.OrderedDict({prefix + k: t for k, t in tensors.items()}),
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}],
+            "hparams_name": "kwargs",
+            "hyper_parameters": module.AttributeDict(lr=0.1, args=argparse.Namespace(depth=18)),
+        }
+        SAVE[form](saved, tmp_path / "a.ckpt")
+    assert_same(read(tmp_path / "a.ckpt"), tensors)
+    held = load_pickle(tmp_path / "a.ckpt")["hyper_parameters"]
+    assert type(held) is Placeholder and held.name == f"{name}.AttributeDict"
+    assert held.items[:2] == ["lr", 0.1]
+    assert name not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -355,7 +395,9 @@ def test_shards(tmp_path, form):
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": []}', '{"weight_map": {"a": "../b"}}',
-                                  '{"weight_map": {"a": 3}}', '{"a":' * 50_000])  # fmt: skip
+                                  '{"weight_map": {"a": 3}}', '{"a":' * 50_000,
+                                  '{"weight_map": {"a": "%s"}}' % ("x" * 5000),
+                                  '{"weight_map": {"a": "\\ud800"}}'])  # fmt: skip
 def test_damaged_index(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="found a damaged index"):
@@ -481,7 +523,7 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch, suffix, trouble):
 @pytest.mark.parametrize(
     ("name", "tensors", "message"),
     [
-        ("a.ckpt", {}, "suffix '.ckpt'; expected one of .safetensors, .npz, .pth, .pt"),
+        ("a.ckpt", {}, "suffix '.ckpt'; expected one of .safetensors, .npz, .pth, .pt, .orbax"),
         ("a.pth", {"a": np.array(["x"])}, "'a' of type <U1; expected one of bfloat16, bool"),
         ("a.pth", {"a": np.array([object()])}, "'a' of type object; expected one of"),
         ("a.safetensors", {"a": np.ones(2, complex)}, "'a' of type complex128; expected one of"),
@@ -495,6 +537,76 @@ def test_write_refuses(tmp_path, name, tensors, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         write(tmp_path / name, {"first": np.ones(1), **tensors})
     assert list(tmp_path.iterdir()) == []
+
+
+NUMBERED = {f"layer{i}.weight": np.full((10, 25), i, np.float32) for i in range(5)}
+
+
+def test_write_shards(tmp_path):
+    """Laid out as Hugging Face does; what was there before, whole or in shards, goes away."""
+    path = tmp_path / "model.safetensors"
+    write(path, NUMBERED)
+    write(path, NUMBERED, shard_size="2.5KB")
+    names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*names, f"{path.name}.index.json"]
+    index = json.loads((tmp_path / f"{path.name}.index.json").read_text())
+    assert index["metadata"] == {"total_size": 5000}
+    assert index["weight_map"] == {f"layer{i}.weight": names[i // 2] for i in range(5)}
+    assert_same({n: read(path)[n] for n in NUMBERED}, NUMBERED)
+    for i, shard in enumerate(names):
+        held = safetensors.torch.load_file(tmp_path / shard)
+        assert sorted(held) == [f"layer{j}.weight" for j in (2 * i, 2 * i + 1) if j < 5]
+    write(path, NUMBERED, shard_size=2**20)  # one is enough
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert_same(read(tmp_path), NUMBERED)
+
+
+def test_failed_shards_leave_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    write(path, NUMBERED)
+    for trouble in (limit_file_size, break_fsync):
+        repair = trouble(monkeypatch)
+        large = NUMBERED | {"last": np.ones(1_000_000, np.float32)}
+        try:
+            with pytest.raises(OSError):
+                write(path, large, shard_size=2000)
+        finally:
+            repair()
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("size", [0, -5, "", "MB", "five GB", "3 XB", "0.5"])
+def test_shard_sizes(tmp_path, size):
+    with pytest.raises(ValueError, match="expected bytes, or a size such as 500MB or 2GiB"):
+        write(tmp_path / "a.safetensors", NUMBERED, shard_size=size)
+    with pytest.raises(ValueError, match=r"shard_size is for \.safetensors"):
+        write(tmp_path / "a.npz", NUMBERED, shard_size="1MB")
+
+
+def test_orbax_directory(tmp_path, monkeypatch):
+    arrays = {
+        "a.weight": np.arange(6.0).reshape(2, 3),
+        "a.bias": np.ones(2, ml_dtypes.bfloat16),
+        "a.num_batches_tracked": np.array(2**40 + 1),
+    }
+    path = tmp_path / "a.orbax"
+    for _ in range(2):
+        write(path, arrays)
+    ours = read(path)
+    assert_same({name: ours[name] for name in arrays}, arrays)
+    with pytest.raises(CheckpointError, match="found an Orbax directory; expected a training"):
+        read(path, ema=True)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is full"):
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        write(path, {"b": np.ones(1)})
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert read(path).keys() == arrays.keys()
+    (path / "manifest.ocdbt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="found a damaged Orbax directory"):
+        read(path)
+    (tmp_path / "mine.orbax").write_text("a file of the user's own")
+    with pytest.raises(FileExistsError, match="no Orbax directory"):
+        write(tmp_path / "mine.orbax", arrays)
 
 
 # Hostile and broken files
@@ -849,119 +961,33 @@ def test_load_pickle_of_other_formats(tmp_path):
 # Every mutation of a good file gives an error, or what the others read
 
 
-def load_npz(path):
-    with np.load(path) as arrays:
-        loaded = {name: arrays[name] for name in arrays}
-    return {n: a.view(ml_dtypes.bfloat16) if a.dtype == "V2" else a for n, a in loaded.items()}
-
-
-def load_tensors(path):
-    return {n: t for n, t in load(path).items() if type(n) is str and isinstance(t, torch.Tensor)}
-
-
-FORMS = {
-    "zip": load_tensors,
-    "legacy": load_tensors,
-    "safetensors": safetensors.torch.load_file,
-    "npz": load_npz,
-}
-
-
-def good_file(path, form):
-    """The bytes of a small file with a bit of everything in it."""
-    base = torch.arange(6.0).reshape(2, 3)
-    tensors = {
-        "conv.weight": base,
-        "tied": base.T,
-        "part": base[1, 1:],
-        "bn.num_batches_tracked": torch.tensor(7),
-        "half": torch.ones(3, dtype=torch.bfloat16),
-        "param": torch.nn.Parameter(torch.zeros(2)),
-    }
-    if form == "zip":  # of the younger types; PyTorch itself cannot read them in the old format
-        tensors["bits"] = torch.ones(4, dtype=torch.uint16)
-    if form in PICKLED:
-        SAVE[form](collections.OrderedDict(tensors), path)
-        data = path.read_bytes()
-        for number, address in enumerate(sorted(set(re.findall(rb"\d{12,}", data)))):
-            if form == "legacy":  # its names for storages are addresses: the mutations would vary
-                data = data.replace(address, b"%0*d" % (len(address), number))
-        path.write_bytes(data)
-    else:
-        copies = {name: t.detach().contiguous().clone() for name, t in tensors.items()}
-        safetensors.torch.save_file(copies, path)
-    if form == "npz":
-        arrays = {name: array.copy() for name, array in read(path).items()}
-        with open(path, "wb") as stream:
-            np.savez(stream, **arrays)
-    return path.read_bytes()
-
-
-def agree(path, data, form):
-    """Whether the file was read, as others read it where they do; any error was a clear one."""
-    path.write_bytes(data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            ours = read(path)
-        except CheckpointError:
-            return False
-        try:
-            theirs = FORMS[form](path)
-        except Exception:  # what PyTorch refuses for reasons of its own: devices, gradients, ...
-            return True
-    assert_same({name: ours[name] for name in sorted(ours)}, dict(sorted(theirs.items())))
-    return True
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", fuzz.OTHERS)
 def test_truncated(tmp_path, form):
-    good = good_file(tmp_path / "a", form)
-    assert agree(tmp_path / "a", good, form)
+    good, path = fuzz.seeds(tmp_path)[form], tmp_path / "mutant"
+    assert fuzz.trial(path, good, form) == ("same", "")
     cuts = {len(good) * i // 20 for i in range(20)} | {1, len(good) - 1}
-    assert not any(agree(tmp_path / "a", good[:cut], form) for cut in cuts)
+    assert {fuzz.trial(path, good[:cut], form)[0] for cut in cuts} == {"refused"}
 
 
-def mutate(data, dice):
-    data = bytearray(data)
-    for _ in range(dice.choice((1, 1, 1, 2, 4))):
-        at, length = dice.randrange(len(data)), dice.choice((1, 1, 2, 4, 8, 30))
-        kind = dice.randrange(6)
-        if kind == 0:
-            data[at] ^= 1 << dice.randrange(8)
-        elif kind == 1:
-            data[at] = dice.choice((0, 1, 0x2E, 0x7F, 0x80, 0xFF))
-        elif kind == 2:
-            data[at : at + length] = dice.randbytes(length)
-        elif kind == 3 and len(data) > 100:
-            del data[at : at + length]
-        elif kind == 4:
-            data[at:at] = dice.randbytes(length)
-        else:
-            other = dice.randrange(len(data))
-            data[at : at + length] = data[other : other + length]
-    return bytes(data)
+def test_fuzz(tmp_path):
+    """A short run of `python -m benchmarks.fuzz`."""
+    outcomes = fuzz.fuzz(350, 0, tmp_path)
+    assert set(outcomes) == set(fuzz.OTHERS)
+    for counter in outcomes.values():
+        assert counter["WRONG"] == 0
+        assert counter["refused"] > 10
+    assert sum(counter["same"] for counter in outcomes.values()) > 50  # not all are refused
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_mutations(tmp_path, form):
-    good, dice = good_file(tmp_path / "a", form), random.Random(0)
-    read_well = sum(agree(tmp_path / "a", mutate(good, dice), form) for _ in range(400))
-    assert 0 < read_well < 400
-
-
-@pytest.mark.parametrize("form", PICKLED)
-def test_pickle_mutations(tmp_path, form):
-    """The same with every mutation inside the pickle, where all its meaning lies."""
-    good, dice = good_file(tmp_path / "a", form), random.Random(1)
-    start = good.index(b"\x80\x02ccollections")
-    end = good.index(b".", good.rindex(b"torch._utils"))
-    read_well = 0
-    for _ in range(400):
-        at = dice.randrange(start, end)
-        data = bytearray(good)
-        data[at] = dice.choice(
-            (data[at] ^ 1 << dice.randrange(8), data[dice.randrange(start, end)])
-        )
-        read_well += agree(tmp_path / "a", bytes(data), form)
-    assert 0 < read_well < 400
+def test_fuzz_would_notice(tmp_path, monkeypatch):
+    """Other numbers, other names, another error, code that ran: each is an outcome of its own."""
+    good, path = fuzz.seeds(tmp_path)["safetensors"], tmp_path / "mutant"
+    for found, detail in (
+        (lambda path: {n: a + 1 for n, a in read(path).items()}, "theirs"),
+        (lambda path: {}, "in one of the two only"),
+        (lambda path: [][1], "IndexError"),
+        (lambda path: path.with_name("hacked").touch() or read(path), "it ran code of the file"),
+    ):
+        monkeypatch.setattr(fuzz, "read", found)
+        outcome, said = fuzz.trial(path, good, "safetensors")
+        assert outcome == "WRONG" and detail in said

@@ -589,3 +589,43 @@ X = np.zeros((1, 4, 4, 4))
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_dense_sums(rows):
+    """Long float32 sums: at most 1.5 times PyTorch's distance; XLA's own are at 1.6 to 2."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, 2048)).astype(np.float32)
+    kernel = rng.standard_normal((2048, 100)).astype(np.float32)
+    truth = x.astype(np.float64) @ kernel.astype(np.float64)
+
+    def distance(y):
+        return np.sqrt(np.mean((np.asarray(y, np.float64) - truth) ** 2))
+
+    theirs = F.linear(torch.tensor(x), torch.tensor(kernel.T.copy()))
+    assert distance(jax.jit(lowering.dense)(x, kernel)) <= 1.5 * distance(theirs)
+    for form in FORMS:
+        with lowering.use(form):
+            wide = jax.jit(lambda x, k: pull(lowering.dense, jnp.ones((rows, 100)), x, k))
+            y, (to_x, to_kernel) = wide(x.astype(np.float64), kernel.astype(np.float64))
+            close(y, truth, 1e-12)
+            close(to_x, np.broadcast_to(kernel.astype(np.float64).sum(1), x.shape), 1e-9)
+            close(
+                to_kernel, np.broadcast_to(x.astype(np.float64).sum(0)[:, None], (2048, 100)), 1e-9
+            )
+
+
+def test_dense_composes():
+    rng = np.random.default_rng(0)
+    xs, kernels = rng.standard_normal((3, 2, 1030)), rng.standard_normal((3, 1030, 4))
+    for axes, expected in [
+        ((0, None), xs @ kernels[0]),
+        ((None, 0), xs[0] @ kernels),
+        ((0, 0), xs @ kernels),
+    ]:
+        arrays = [a if axis == 0 else a[0] for a, axis in zip((xs, kernels), axes, strict=True)]
+        for form in FORMS:
+            with lowering.use(form):
+                close(jax.jit(jax.vmap(lowering.dense, axes))(*arrays), expected, 1e-12)
+    hessian = jax.hessian(lambda x: jnp.sum(lowering.dense(x, kernels[0]) ** 2))(xs[0, :1, :1030])
+    close(hessian[0, :, 0], 2 * kernels[0] @ kernels[0].T, 1e-9)

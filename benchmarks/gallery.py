@@ -1,13 +1,13 @@
-"""The pages of the networks, written from the code: `docs/networks.md`, its Chinese form, and for
-each file of networks a lesson in `docs/learn`.
+"""The pages of the networks, written from the code: `docs/networks.md`, its Chinese form, for each
+file of networks a lesson in `docs/learn`, and `docs/parity.md`.
 
-    python -m benchmarks.networks                       # write all
-    python -m benchmarks.networks --check               # exit code 1 where they are out of date
-    python -m benchmarks.networks --check --only 'vit*' # other networks' figures are believed
+    python -m benchmarks.gallery                       # write all
+    python -m benchmarks.gallery --check               # exit code 1 where they are out of date
+    python -m benchmarks.gallery --check --only 'vit*' # other networks' figures are believed
 
 Names, aliases, papers, sizes, parameters and multiply-adds come from the networks themselves, the
-ideas from `networks.toml` beside this file, and the largest errors from
-`benchmarks/results/parity.jsonl`, which `python -m benchmarks.parity --out` writes.
+ideas from `gallery.toml` beside this file, and the largest errors from `benchmarks/results`, where
+`python -m benchmarks.parity` puts them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
-import json
 import pathlib
 import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 
+from benchmarks import parity
+
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ROOT / "tests" / "data" / "names.txt"
-PARITY = ROOT / "benchmarks" / "results" / "parity.jsonl"
 PAGES = {"en": ROOT / "docs" / "networks.md", "zh": ROOT / "docs" / "networks.zh-CN.md"}
 LESSONS = ROOT / "docs" / "learn"
+MODULES = ("attention",)  # files of modules, which have a lesson and no variants
 
 # Whose checkpoints fit, where neither torchvision nor timm has the network.
 AUTHORS = {
@@ -107,11 +108,8 @@ def believed(page: str) -> dict[str, tuple[str, str, str]]:
 
 def errors() -> dict[str, tuple[float, float]]:
     """Reference and name -> the largest errors of outputs and of gradients measured."""
-    if not PARITY.exists():
-        return {}
     found = {}
-    for line in PARITY.read_text().splitlines():
-        row = json.loads(line)
+    for row in parity.read(parity.OUT):
         modes = [row[mode] for mode in ("eval", "train") if mode in row]
         if modes:
             outputs = max(m["outputs"] for m in modes)
@@ -120,8 +118,14 @@ def errors() -> dict[str, tuple[float, float]]:
     return found
 
 
+def distances() -> dict[str, tuple[float, float]]:
+    """Reference and name -> how far our float32 outputs are from the truth, and PyTorch's."""
+    rows = parity.read(parity.OUT32)
+    return {row["job"]: (row["ours"], row["theirs"]) for row in rows if "error" not in row}
+
+
 def worst(jobs: Sequence[str], measured: Mapping[str, tuple[float, float]], language: str) -> str:
-    """The largest errors of some jobs as "outputs / gradients"."""
+    """The largest errors of some jobs as "outputs / gradients" (or "ours / PyTorch's")."""
     pairs = [measured[job] for job in jobs if job in measured]
     if not pairs:
         return TEXT[language]["unmeasured"]
@@ -138,13 +142,12 @@ def page(language: str, known: Mapping[str, tuple[str, str, str]]) -> str:
     """The whole page; `known` has the figures of all variants."""
     from flax_nets import registry
 
-    text, references, measured = TEXT[language], libraries(), errors()
+    text, references, measured, shorter = TEXT[language], libraries(), errors(), distances()
     index, sections = [], []
-    for file in registry.FILES:
+    for file in (*registry.FILES, *MODULES):
         title = IDEAS[file]["title"]
         cited, rows, every = papers(file), [], []
-        variants = registry.module(file).VARIANTS
-        for name in variants:
+        for name in variants(file):
             second = any(fnmatch.fnmatchcase(name, pattern) for pattern in SECOND_PAPER)
             jobs = references.get(name, [])
             aliases = [alias for alias, (ours, _) in registry.ALIASES.items() if ours == name]
@@ -157,6 +160,7 @@ def page(language: str, known: Mapping[str, tuple[str, str, str]]) -> str:
                     *known[name],
                     ", ".join(sources(name, jobs)),
                     worst(compared, measured, language),
+                    worst(compared, shorter, language),
                 )
             )
         anchor = "-".join(re.findall(r"[\w-]+", title.lower()))
@@ -165,8 +169,9 @@ def page(language: str, known: Mapping[str, tuple[str, str, str]]) -> str:
                 f"[{title}](#{anchor})",
                 cited[0].year,
                 str(cited[0]),
-                str(len(variants)),
-                worst(every, measured, language),
+                str(len(rows) or "-"),
+                worst(every, measured, language) if rows else "-",
+                worst(every, shorter, language) if rows else "-",
             )
         )
         files = ", ".join(
@@ -175,16 +180,36 @@ def page(language: str, known: Mapping[str, tuple[str, str, str]]) -> str:
         )
         origin = text["paper"].format("; ".join(map(str, cited)), files)
         origin += f" [{text['more']}](learn/{file}.md)"
-        variants_table = table(text["rows"], rows)
-        sections.append("\n\n".join((f"## {title}", IDEAS[file][language], origin, variants_table)))
+        last = table(text["rows"], rows) if rows else text["modules"] + "\n"
+        sections.append("\n\n".join((f"## {title}", IDEAS[file][language], origin, last)))
     return "\n".join([text["head"], table(text["index"], index), *sections])
+
+
+def variants(file: str) -> Mapping[str, object]:
+    """The rows at the end of a file of networks; none in one of modules."""
+    from flax_nets import registry
+
+    return getattr(registry.module(file), "VARIANTS", {})
+
+
+def cost() -> str:
+    """The table of docs/attention.md, and the words before it that say what was measured."""
+    text = read(ROOT / "docs" / "attention.md")
+    return text[text.index("One forward and backward") : text.index("\n\n`python -m")]
+
+
+LOOK = """
+```text
+flax-nets summary {name}
+```
+"""
 
 
 def lesson(file: str) -> str:
     """`docs/learn/<file>.md`: the idea, its drawing, and what to read side by side."""
     from flax_nets import registry
 
-    words = IDEAS[file]
+    words = {"differs": "", "more": "", "look": LOOK} | IDEAS[file]
     _, _, differences = (registry.module(file).__doc__ or "").partition("\n\n")
     defined = re.compile(r"^class (\w+)", re.MULTILINE)
     ours, theirs = (
@@ -192,7 +217,9 @@ def lesson(file: str) -> str:
         for room in ("flax_nets/models", "torch_ref")
     )
     classes = ", ".join(f"`{name}`" for name in ours if name in theirs)
-    name = next(iter(registry.module(file).VARIANTS))
+    name = next(iter(variants(file)), "")
+    differs = "\n\n".join(filter(None, (differences.strip(), words["differs"].strip())))
+    more = "\n" + words["more"].format(cost=cost()) if words["more"] else ""
     return f"""# {words["title"]}
 
 {words["en"]}
@@ -214,13 +241,11 @@ In both, with the same attributes in the same order: {classes}.
 
 ## Names, and what differs from the paper
 
-{differences.strip()}
-
+{differs}
+{more}
 ## Look inside
 
-```text
-flax-nets summary {name}
-```
+{words["look"].strip().format(name=name)}
 
 [All networks](../networks.md)
 """
@@ -228,7 +253,7 @@ flax-nets summary {name}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the pages, or with --check compare them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     parser.add_argument(
@@ -239,15 +264,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     known = believed(read(PAGES["en"]))
     for file in registry.FILES:
-        for name in registry.module(file).VARIANTS:
+        for name in variants(file):
             if name not in known or any(fnmatch.fnmatchcase(name, p) for p in args.only):
                 known[name] = figures(name)
     made = {path: page(language, known) for language, path in PAGES.items()}
-    made |= {LESSONS / f"{file}.md": lesson(file) for file in registry.FILES}
+    made |= {LESSONS / f"{file}.md": lesson(file) for file in (*registry.FILES, *MODULES)}
+    made[parity.PAGE] = parity.page(parity.read(parity.OUT), parity.read(parity.OUT32))
     if args.check:
         stale = [path for path, text in made.items() if read(path) != text]
         for path in stale:
-            print(f"{path.name} is out of date: python -m benchmarks.networks", file=sys.stderr)
+            print(f"{path.name} is out of date: python -m benchmarks.gallery", file=sys.stderr)
         return 1 if stale else 0
     LESSONS.mkdir(exist_ok=True)
     for path, text in made.items():

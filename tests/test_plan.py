@@ -1,0 +1,87 @@
+"""`flax-nets plan`: what is read from a compiled step, and from the text of one for a TPU."""
+
+import json
+
+import pytest
+
+from flax_nets import cli
+from flax_nets.inspect import plan
+
+# In the form that the TPU compiler prints: tiles and memory spaces in the layouts, an asynchronous
+# collective with a tuple of two arrays, and a fusion's computation with its own instructions.
+TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%fused (param_0: bf16[4,32,32,3], param_1: bf16[3,3,3,64]) -> bf16[4,32,32,64] {
+  %param_0 = bf16[4,32,32,3]{3,0,2,1:T(8,128)(2,1)} parameter(0)
+  %param_1 = bf16[3,3,3,64]{3,2,1,0:T(4,128)(2,1)S(1)} parameter(1)
+  ROOT %convolution.1 = bf16[4,32,32,64]{3,0,2,1:T(8,128)(2,1)} convolution(%param_0, %param_1), \
+window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, metadata={op_name="jit(step)/conv"}
+}
+
+ENTRY %main (param.1: f32[64]) -> f32[64] {
+  %copy.2 = bf16[4,32,32,3]{3,0,2,1:T(8,128)(2,1)} copy(%batch), metadata={op_name="image"}
+  %copy.3 = f32[3,3,3,64]{3,2,1,0:T(4,128)} copy(%kernel), metadata={op_name="kernel"}
+  %copy.4 = s32[]{:T(128)S(6)} copy(%step)
+  %transpose.1 = bf16[32,4,1,1]{1,0,3,2} transpose(%pooled), dimensions={1,0,2,3}
+  %all-reduce = f32[64]{0:T(128)S(1)} all-reduce(%sums), channel_id=1, to_apply=%add
+  %all-reduce-start = (f32[64]{0}, bf16[10,2]{1,0}) all-reduce-start(%a, %b), to_apply=%add
+  %all-reduce-done = (f32[64]{0}, bf16[10,2]{1,0}) all-reduce-done(%all-reduce-start)
+}
+"""
+
+
+def test_reading_the_text_of_a_module_for_a_tpu():
+    found = list(plan.instructions(TEXT))
+    convolution = next(i for i in found if i.opcode == "convolution")
+    assert convolution.shape == (4, 32, 32, 64)
+    assert convolution.layout == (3, 0, 2, 1)
+    assert convolution.operands == ("param_0", "param_1")
+    assert plan.collectives(found) == {"all-reduce": (2, 64 * 4 + 64 * 4 + 20 * 2)}
+    # arrays of images with three axes and more, not kernels, counters or pooled features
+    assert list(plan.moved_activations(found, images=4)) == [("copy", "bf16[4,32,32,3]", "image")]
+    waste = plan.padding(found, lanes=128)
+    assert waste["memory"] == pytest.approx(128 * 16 / (64 * 4) - 1)  # tiles of 16 images x 128
+    assert waste["arithmetic"] == pytest.approx(128 / 3 * 128 / 64 - 1)
+
+
+def test_the_step_compiled_for_the_devices_there_are(capsys):
+    command = ["plan", "--model", "lenet5", "--topology", "local", "--batch-size", "4"]
+    assert cli.main([*command, "--dtype", "float32", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["memory"]["weights"] == 4 * 61706
+    assert told["memory"]["optimizer"] >= 4 * 61706  # the momentum, one number for each weight
+    assert told["memory"]["total"] >= told["memory"]["weights"] + told["memory"]["optimizer"]
+    products = 3 * 416_520 - 117_600  # forward, kernels', inputs' (not that of the image)
+    assert told["flops"] > 2 * 4 * products
+    assert told["fits"] is None and told["images_per_second"] is None
+    assert sum(told["convolutions"].values()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "lenet6"], "lenet5"),
+        (["--model", "lenet5", "--topology", "v9:2x2"], "v5e:2x2"),
+        (["--model", "lenet5", "--topology", "v5e"], "expected local, or chips"),
+        (["--model", "lenet5", "--topology", "local", "--batch-size", "0"], "do not divide"),
+        (["--topology", "local"], "--model"),
+    ],
+)
+def test_mistakes(arguments, words, capsys):
+    assert cli.main(["plan", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_one_of_each_family():
+    from flax_nets import registry
+
+    files = {registry.resolve(name).file for name in plan.NETWORKS}
+    assert files == set(registry.FILES)
+
+
+def test_the_table_has_a_row_for_each():
+    made = plan.plan("lenet5", "local", 4, "float32")
+    rows = plan.table([made, made]).splitlines()
+    assert len(rows) == 4 and len({row.count("|") for row in rows}) == 1
+    assert "lenet5" in str(made)
