@@ -151,7 +151,8 @@ def verify(
             "verify compares with PyTorch, which is not installed: pip install 'flax-nets[torch]'"
         ) from error
 
-    with jax.enable_x64(True):
+    # A TPU has no float64, and PyTorch computes on the CPU too.
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         progress("reading")
         if isinstance(model, str):
             spec, checkpoint = port.prepare(registry.resolve(model), source, {}, dialect)

@@ -113,7 +113,7 @@ def verification(path: Path, held_out: Dataset) -> dict[str, Any]:
         raise ValueError(
             "scikit-learn's digits are not those that PyTorch saw: pip install -U scikit-learn"
         )
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         model = flax_nets.create_model(MODEL, weights=path, param_dtype=jnp.float64)
         apply, params, state = flax_nets.functional(model)
         ours = np.asarray(jax.jit(apply)(params, state, jnp.asarray(held_out.images, float))[0])

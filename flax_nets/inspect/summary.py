@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from flax_nets import lowering
+from flax_nets import lowering, registry
+from flax_nets.create import build
 from flax_nets.functional import set_mode
 from flax_nets.inspect.features import modules, watch
 
@@ -80,23 +81,26 @@ def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join([f"{c:<{w}}" for c, w in pairs[:3]] + [f"{c:>{w}}" for c, w in pairs[3:]])
 
 
-def summary(model: nnx.Module, input_shape: tuple[int, ...] | None = None) -> Summary:
+def summary(model: nnx.Module | str, input_shape: tuple[int, ...] | None = None) -> Summary:
     """The modules of `model` in eval mode, with output shapes, parameters and multiply-adds.
 
     Args:
+      model: a network, which may hold shapes in place of values, or the name of one.
       input_shape: of one image, (height, width, channels). Default: what the network was made for.
 
     Multiply-adds are those of convolutions and matrix products for one image, where padding counts
     like any other value; normalisation, activations and pooling are left out, as papers leave them.
-    `model` may hold shapes in place of values. Raises ValueError where no `input_shape` is known.
+    Raises ValueError where no `input_shape` is known.
 
     >>> import flax_nets
-    >>> found = flax_nets.summary(flax_nets.create_model("lenet5"))
+    >>> found = flax_nets.summary("lenet5")
     >>> found.parameters, found.multiply_adds
     (61706, 416520)
     >>> found.rows[0]
     Row(path='conv1', cls='Conv', output_shape=(1, 28, 28, 6), parameters=156, multiply_adds=117600)
     """
+    if isinstance(model, str):
+        model = build(registry.resolve(model))
     spec = getattr(model, "spec", None)
     if input_shape is None:
         if spec is None:
@@ -193,9 +197,7 @@ def _products(
 
 def summary_command(argv: list[str]) -> int:
     """`flax-nets summary`."""
-    from flax_nets import registry
     from flax_nets.cli import Parser
-    from flax_nets.create import build
 
     parser = Parser("summary", "The modules of a network: shapes, parameters, multiply-adds.")
     parser.add_argument("name", help="a network's name; flax-nets list prints them")
