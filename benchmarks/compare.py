@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 
 import convert
 import flax_nets
 from flax_nets import registry
+from flax_nets.functional import set_mode
 
 OUTPUT, GRADIENT = 1e-12, 1e-9  # the limits, relative to the largest value
 
@@ -97,12 +101,18 @@ def loss_weights(outputs: list[Any]) -> list[np.ndarray]:
     return [np.random.default_rng(i).normal(size=tuple(o.shape)) for i, o in enumerate(outputs)]
 
 
-def torch_pass(model: torch.nn.Module, x: np.ndarray, train: bool) -> dict[str, Any]:
-    """Outputs, gradients of a random linear loss of them, and the state dict afterwards."""
+def torch_pass(
+    model: torch.nn.Module, x: np.ndarray, train: bool, stages: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Outputs, gradients of a random linear loss of them, and the state dict afterwards.
+
+    And what the modules named in `stages` returned, as `torch_features` has it.
+    """
     model.train(train)
     model.zero_grad(set_to_none=True)
     inputs = torch.tensor(nchw(x), requires_grad=True)
-    outputs = leaves(model(inputs))
+    with recording(model, stages) as record:
+        outputs = leaves(model(inputs))
     weights = loss_weights(outputs)
     sum((o * torch.tensor(w)).sum() for o, w in zip(outputs, weights, strict=True)).backward()
     gradients = {
@@ -110,13 +120,19 @@ def torch_pass(model: torch.nn.Module, x: np.ndarray, train: bool) -> dict[str, 
         for name, p in model.named_parameters()
     }
     return dict(
-        outputs=outputs, gradients=gradients, input_gradient=inputs.grad, state=state_dict(model)
+        outputs=outputs,
+        gradients=gradients,
+        input_gradient=inputs.grad,
+        state=state_dict(model),
+        stages=record,
     )
 
 
-def flax_pass(model: Any, x: np.ndarray, train: bool) -> dict[str, Any]:
-    """The same in Flax, through the functional form."""
+def flax_pass(model: Any, x: np.ndarray, train: bool, stages: Iterable[str] = ()) -> dict[str, Any]:
+    """The same in Flax, through the functional form; one compilation for all of it."""
     apply, params, state = flax_nets.functional(model)
+    set_mode(model, train)
+    graph, _, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params: Any, x: jax.Array) -> Any:
         output, new_state = apply(params, state, x, train=train)
@@ -125,13 +141,20 @@ def flax_pass(model: Any, x: np.ndarray, train: bool) -> dict[str, Any]:
         total = sum(jnp.sum(o * w) for o, w in zip(outputs, weights, strict=True))
         return total, (outputs, new_state)
 
-    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (_, (outputs, new_state)), (gradients, input_gradient) = run(params, jnp.asarray(x))
+    @jax.jit
+    def run(params: Any, x: jax.Array) -> Any:
+        found = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+        if not stages:
+            return found, {}
+        return found, flax_nets.features(nnx.merge(graph, params, rest), x, stages)
+
+    ((_, (outputs, new_state)), (gradients, input_gradient)), record = run(params, jnp.asarray(x))
     return dict(
         outputs=outputs,
         gradients=convert.export(gradients),
         input_gradient=nchw(input_gradient),
         state=convert.export(params) | convert.export(new_state),
+        stages=record,
     )
 
 
@@ -160,9 +183,12 @@ def worst_errors(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, floa
     )
 
 
-def torch_features(model: torch.nn.Module, x: np.ndarray, names: list[str]) -> dict[str, Any]:
+@contextlib.contextmanager
+def recording(
+    model: torch.nn.Module, names: Iterable[str]
+) -> Iterator[dict[str, list[torch.Tensor]]]:
     """Outputs of the named modules, by hooks, copied before anything works on them in place."""
-    record: dict[str, Any] = {}
+    record: dict[str, list[torch.Tensor]] = {}
     found = dict(model.named_modules())
     hooks = [
         found[name].register_forward_hook(
@@ -173,8 +199,15 @@ def torch_features(model: torch.nn.Module, x: np.ndarray, names: list[str]) -> d
         for name in names
         if name in found
     ]
-    with torch.no_grad():
-        model(torch.tensor(nchw(x)))
+    yield record
     for hook in hooks:
         hook.remove()
+
+
+def torch_features(
+    model: torch.nn.Module, x: np.ndarray, names: Iterable[str]
+) -> dict[str, list[torch.Tensor]]:
+    """What the named modules return, in the model's own mode."""
+    with torch.no_grad(), recording(model, names) as record:
+        model(torch.tensor(nchw(x)))
     return record

@@ -583,6 +583,8 @@ def test_shard_sizes(tmp_path, size):
         write(tmp_path / "a.npz", NUMBERED, shard_size="1MB")
 
 
+# Of a read that failed, a thread of TensorStore's may finish after Orbax has closed its event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_orbax_directory(tmp_path, monkeypatch):
     arrays = {
         "a.weight": np.arange(6.0).reshape(2, 3),
