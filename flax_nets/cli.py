@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
+import os
+import platform
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Name -> (module, its function (arguments) -> exit code, one line of help).
@@ -17,8 +22,10 @@ COMMANDS = {
     "train": ("flax_nets.train.commands", "train_command", "train a network"),
     "eval": ("flax_nets.train.commands", "eval_command", "the accuracy of a checkpoint"),
     "plan": ("flax_nets.inspect.plan", "plan_command", "what a training step costs on a TPU"),
+    "bench": ("flax_nets.inspect.bench", "bench_command", "how fast a network runs here"),
     "demo": ("flax_nets.demo", "demo_command", "a tour: convert, verify, evaluate, train, export"),
 }
+CACHED = ("predict", "train", "eval", "bench", "demo")  # what they compile is kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if name not in COMMANDS:
             raise ValueError(f"there is no command {name!r}: it is one of {', '.join(COMMANDS)}")
+        if argv is None and name in CACHED:  # a program that calls us has its own settings
+            keep_compiled()
         module, function, _ = COMMANDS[name]
         return getattr(importlib.import_module(module), function)(rest)
     except SystemExit as done:  # argparse, after --help
@@ -48,6 +57,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     return 2
+
+
+def keep_compiled() -> None:
+    """Let JAX keep what it compiles in compiled/ of `flax_nets.weights.cache.home()`.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+    """
+    import jax
+
+    from flax_nets.weights import cache
+
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    # One folder for each kind of processor: a home may be shared, and code of one crash on another.
+    cpuinfo = Path("/proc/cpuinfo")
+    about = cpuinfo.read_text() if cpuinfo.exists() else ""
+    features = re.search(r"^(flags|Features)\b.*", about, re.MULTILINE)
+    kind = f"{sys.platform} {platform.machine()} {features[0] if features else ''}"
+    try:
+        folder = cache.home() / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return  # no home, or one without room or rights: compile each time
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def usage() -> str:
@@ -63,6 +97,8 @@ def usage() -> str:
             *lines,
             "",
             "flax-nets COMMAND --help tells more; python -m convert is the converter.",
+            "What takes a second or more to compile is kept in ~/.cache/flax_nets/compiled (or in",
+            "FLAX_NETS_HOME) for the next time; JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.",
         ]
     )
 

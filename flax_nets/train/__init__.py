@@ -26,6 +26,7 @@ _EXPORTS = {
         "rmsprop_tf",
         "sgd",
     ),
+    "recipes": (),
     "schedules": (),  # used as `train.schedules.cosine`: its names are too short to stand alone
     "state": ("LossScale", "TrainState"),
     "step": ("evaluate", "make_eval_step", "make_train_step", "summary"),

@@ -2,188 +2,293 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import os
+import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import optax
-
-import convert
 import flax_nets
 from flax_nets import registry
-from flax_nets.cli import Parser
-from flax_nets.train import data, optim, schedules
-from flax_nets.train.loop import fit
-from flax_nets.train.step import evaluate, make_eval_step
+from flax_nets.train import recipes
+from flax_nets.train.recipes import Recipe
+from flax_nets.train.recipes._options import parse
 
-DATA = {"digits": data.digits}
-# Name -> (the optimizer, its momentum where it has one).
-OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float | None]] = {
-    "sgd": (optim.sgd, 0.9),
-    "adam": (optim.adam, None),
-    "adamw": (optim.adamw, None),
-    "rmsprop": (optim.rmsprop, 0.0),
-    "rmsprop_tf": (optim.rmsprop_tf, 0.9),
-    "lamb": (optim.lamb, None),
-}
-FREE = ("out", "resume", "json", "quiet", "keep", "checkpoint_every", "epochs")  # at a resumption
+FREE = (  # what may differ at a resumption; of the recipe `epochs` may
+    "out", "resume", "keep", "checkpoint_every", "workers", "download", "fsdp", "coordinator",
+    "num_processes", "process_id", "quiet", "json", "epochs",
+)  # fmt: skip
+# The options of `train` as its help shows them.
+PANELS = {
+    "run: Where the data come from, and what is left.": (
+        "out", "recipe", "data", "download", "skip_broken", "workers", "resume", "seed",
+        "checkpoint_every", "keep", "quiet", "json",
+    ),
+    "device: All that there are take part.": (
+        "fsdp", "steps_per_call", "coordinator", "num_processes", "process_id",
+    ),
+    "network: What is trained.": (
+        "model", "arguments", "weights", "freeze", "dropout", "dtype",
+    ),
+    "image: What is done to them.": (
+        "image_size", "test_size", "augment", "prepare", "mean", "std", "shift", "repeats",
+        "mixup", "cutmix", "mix_probability",
+    ),
+    "training: How much of it, and towards what.": (
+        "batch_size", "test_batch", "epochs", "accumulate", "loss", "label_smoothing",
+        "target_threshold", "aux_weight", "ema_decay",
+    ),
+    "optimizer: How gradients become updates.": (
+        "optimizer", "lr", "momentum", "nesterov", "betas", "alpha", "eps", "weight_decay",
+        "decay", "decay_exclude", "clip",
+    ),
+    "schedule: Of the learning rate. Epochs may be fractions of one.": (
+        "schedule", "milestones", "gamma", "decay_epochs", "lr_min", "warmup_epochs",
+        "warmup_factor", "stairs",
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run takes its data, what it leaves, and which devices it has.
+
+    Args:
+      out: the folder of the run.
+      recipe: where the defaults of the options from model on come from, one of those above.
+      data: digits, mnist:DIR, fashion_mnist:DIR, cifar10:DIR, cifar100:DIR, folder:DIR, hf:NAME or
+        tfds:NAME.
+      download: fetch MNIST, Fashion-MNIST or CIFAR into DIR if it is not there.
+      skip_broken: go on where an image cannot be read.
+      workers: processes that decode images, 0 for threads of this one.
+      resume: go on where the run in OUT stopped, if there is one.
+      seed: of initial values, order, augmentation and dropout.
+      checkpoint_every: steps between checkpoints, besides the one after each epoch.
+      keep: how many checkpoints.
+      steps_per_call: updates that the device makes without hearing from the host, which checkpoints
+        then wait for; faster where a step is short.
+      fsdp: how many devices share one copy of the large tensors.
+      coordinator: HOST:PORT of the first of several processes, or auto where the cluster tells it
+        (Slurm, cloud TPUs). Default: JAX_COORDINATOR_ADDRESS, else this process is the only one.
+      num_processes: how many there are, of all hosts.
+      process_id: which of them this is, from 0.
+      quiet: no progress on standard error.
+      json: print figures for programs.
+    """
+
+    out: Path
+    recipe: str | None = None
+    data: str = "digits"
+    download: bool = False
+    skip_broken: bool = False
+    workers: int = 0
+    resume: bool = False
+    seed: int = 0
+    checkpoint_every: int | None = None
+    keep: int = 3
+    steps_per_call: int = 1
+    fsdp: int = 1
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    quiet: bool = False
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluate a checkpoint on a data set: each image counts once.
+
+    Args:
+      model: a network, see flax-nets list.
+      weights: a checkpoint, or published weights by name.
+      run: instead of these, a folder that flax-nets train has left.
+      recipe: prepare the images as this recipe does.
+      arguments: of the network's constructor, each as NAME=VALUE.
+      data: digits, mnist:DIR, fashion_mnist:DIR, cifar10:DIR, cifar100:DIR, folder:DIR, hf:NAME or
+        tfds:NAME. Default: digits, or the run's.
+      split: which part.
+      batch_size: images at a time.
+      image_size: height and width in pixels. Default: the network's.
+      dtype: to compute in. Default: float32, or the run's.
+      skip_broken: go on where an image cannot be read.
+      workers: processes that decode images, 0 for threads of this one.
+      json: print figures for programs.
+    """
+
+    model: str | None = None
+    weights: str | None = None
+    run: Path | None = None
+    recipe: str | None = None
+    arguments: tuple[str, ...] = ()
+    data: str | None = None
+    split: Literal["train", "test"] = "test"
+    batch_size: int = 64
+    image_size: int | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    skip_broken: bool = False
+    workers: int = 0
+    json: bool = False
 
 
 def train_command(argv: list[str]) -> int:
     """`flax-nets train`."""
-    args = _train_parser().parse_args(argv)
-    classes = len(DATA[args.data]("test").classes)
-    model = _model(args, num_classes=classes, dropout=args.dropout, rngs=args.seed)
-    images = _images(args, model, "train")
-    augment = data.shift(args.shift) if args.shift else None
-    train = data.Batches(images, args.batch_size, args.seed, drop_last=True, augment=augment)
-    test = data.Batches(_images(args, model, "test"), args.batch_size)
-    optimizer = _optimizer(args, len(train))
-    settings = {name: value for name, value in vars(args).items() if name not in FREE}
-    again = argv if args.resume else [*argv, "--resume"]
+    run, recipe = _parse_train(argv)
+    registry.resolve(recipe.model)  # a wrong name fails before anything takes time
+    _join_hosts(run)
+    import jax
+
+    import convert
+    from flax_nets.train import data
+    from flax_nets.train.loop import fit
+    from flax_nets.train.mesh import make_mesh
+    from flax_nets.train.recipes import _build as build
+
+    options: dict[str, Any] = dict(workers=run.workers, skip_broken=run.skip_broken)
+    held_out = data.load(run.data, "test", download=run.download)
+    model = build.create(recipe, num_classes=len(held_out.classes), seed=run.seed)
+    train = build.batches(recipe, run.data, "train", model, training=True, seed=run.seed, **options)
+    test = build.batches(
+        recipe, run.data, "test", model, training=False, source=held_out, **options
+    )
+    again = argv if run.resume else [*argv, "--resume"]
     rows = fit(
         model,
         train,
         test,
-        optimizer,
-        args.epochs,
-        out=args.out,
-        resume=args.resume,
-        checkpoint_every=args.checkpoint_every,
-        keep=args.keep,
-        settings=settings,
+        build.optimizer(recipe, len(train), model),
+        recipe.epochs,
+        out=run.out,
+        resume=run.resume,
+        checkpoint_every=run.checkpoint_every,
+        keep=run.keep,
+        settings=_settings(run, recipe),
         resume_command=f"cd {shlex.quote(os.getcwd())} && flax-nets train {shlex.join(again)}",
-        seed=args.seed,
-        progress=not args.quiet,
-        label_smoothing=args.label_smoothing,
-        accumulate=args.accumulate,
-        ema_decay=args.ema_decay,
+        seed=run.seed,
+        mesh=make_mesh(fsdp=run.fsdp),
+        steps_per_call=run.steps_per_call,
+        progress=not run.quiet,
+        **build.step_options(recipe),
     )
-    weights = args.out / "weights.safetensors"
+    if jax.process_index() > 0:
+        return 0
+    weights = run.out / "weights.safetensors"
     convert.write(weights, convert.export(model))
-    if args.json:
-        print(json.dumps({"out": str(args.out), "weights": str(weights), **rows[-1]}))
+    if run.json:
+        print(json.dumps({"out": str(run.out), "weights": str(weights), **rows[-1]}))
     else:
         print(
             f"{rows[-1]['test_accuracy']:.2%} of the held-out images right; wrote {weights} "
-            f"(PyTorch's names), {args.out / 'metrics.jsonl'} and {args.out / 'curves.png'}"
+            f"(PyTorch's names), {run.out / 'metrics.jsonl'} and {run.out / 'curves.png'}"
         )
     return 0
 
 
 def eval_command(argv: list[str]) -> int:
     """`flax-nets eval`."""
-    parser = Parser("eval", "Evaluate a checkpoint on a data set: each image counts once.")
-    _add_inputs(parser)
-    parser.add_argument("--weights", metavar="FILE", required=True, help="a checkpoint")
-    parser.add_argument("--split", choices=("train", "test"), default="test", help="which part")
-    parser.add_json()
-    args = parser.parse_args(argv)
-    model = _model(args)
-    batches = data.Batches(_images(args, model, args.split), args.batch_size)
-    told, there = model.spec.complete["num_classes"], len(batches.data.classes)
+    about, _, _ = (Eval.__doc__ or "").partition("\n")
+    everything = {"checkpoint: What to evaluate, and on what.": tuple(Eval.__dataclass_fields__)}
+    (args,) = parse("eval", about, argv, Eval(), panels=everything)
+    from flax_nets.train import data
+    from flax_nets.train.recipes import _build as build
+    from flax_nets.train.step import evaluate, make_eval_step
+
+    recipe, name = _what_to_evaluate(args)
+    source, model = data.load(name, args.split), build.create(recipe)
+    options: dict[str, Any] = dict(workers=args.workers, skip_broken=args.skip_broken)
+    batches = build.batches(
+        recipe, name, args.split, model, training=False, source=source, **options
+    )
+    told, there = model.spec.complete["num_classes"], len(source.classes)
     if told != there:
         raise ValueError(
-            f"{args.weights} tells {told} classes apart, and {args.data} has {there}: "
-            f"flax-nets train --weights {args.weights} trains a new head"
+            f"{recipe.weights} tells {told} classes apart, and {name} has {there}: "
+            f"flax-nets train --weights {recipe.weights} trains a new head"
         )
     apply, params, state = flax_nets.functional(model)
     figures = evaluate(make_eval_step(apply), params, state, batches)
     if args.json:
-        named = {name: getattr(args, name) for name in ("model", "weights", "data", "split")}
+        named = dict(model=recipe.model, weights=recipe.weights, data=name, split=args.split)
         print(json.dumps(named | figures))
     else:
         print(
-            f"{args.model} on {args.data} ({args.split}): {figures['accuracy']:.2%} of "
+            f"{recipe.model} on {name} ({args.split}): {figures['accuracy']:.2%} of "
             f"{figures['count']:.0f} images right, loss {figures['loss']:.4f}"
         )
     return 0
 
 
-def _add_inputs(parser: Parser) -> None:
-    add = parser.add_argument
-    add("--model", metavar="NAME", required=True, help="a network, see flax-nets list")
-    add("--data", choices=DATA, default="digits", help="a data set")
-    add("--batch-size", type=int, metavar="N", default=64, help="images at a time")
-    add(
-        "--image-size", type=int, metavar="PIXELS", help="height and width (default: the network's)"
+def _parse_train(argv: list[str]) -> tuple[Run, Recipe]:
+    """The options, those of the recipe with the defaults of the one that is named."""
+    named = _value_of("--recipe", argv)
+    default, text, required = Recipe(model=""), "Train a network.", {"out", "model"}
+    if named is not None:
+        default, required = recipes.load(named), {"out"}
+        text = re.sub("\n(?=Expected|Hardware)", "\n\n", recipes.about(named))  # a line each
+    text += (
+        "\n\nThe folder of the run gets checkpoints, metrics.jsonl with a row per epoch, the same "
+        "for TensorBoard, curves.png, config.json, resume.sh, and in the end weights.safetensors."
+        f"\n\nRecipes: {', '.join(recipes.names())}."
     )
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
+    options = (Run(out=Path()), default)
+    run, recipe = parse("train", text, argv, *options, panels=PANELS, required=required)
+    return run, recipe
 
 
-def _train_parser() -> Parser:
-    parser = Parser(
-        "train",
-        "Train a network. The folder of the run gets checkpoints, metrics.jsonl with a row per "
-        "epoch, curves.png, config.json, resume.sh, and in the end weights.safetensors.",
-    )
-    _add_inputs(parser)
-    add = parser.add_argument
-    add("--out", type=Path, metavar="RUN", required=True, help="the folder of the run")
-    add("--resume", action="store_true", help="go on where the run in RUN stopped, if there is one")
-    add("--weights", metavar="FILE", help="a checkpoint to start from")
-    add("--epochs", type=int, metavar="N", default=10, help="passes over the data")
-    add("--optimizer", choices=OPTIMIZERS, default="sgd", help="as PyTorch or timm defines it")
-    add("--lr", type=float, default=0.05, help="the learning rate at its highest")
-    add("--momentum", type=float, help="(default: 0.9 for sgd and rmsprop_tf, 0 for rmsprop)")
-    add("--weight-decay", type=float, metavar="X", help="(default: the optimizer's)")
-    add("--schedule", choices=("cosine", "constant"), default="cosine", help="of the learning rate")
-    add("--warmup-epochs", type=int, metavar="N", default=0, help="of a rate rising from 1/100")
-    add("--clip", type=float, metavar="NORM", help="bound on the global norm of the gradients")
-    add("--label-smoothing", type=float, metavar="X", default=0.0, help="share for all classes")
-    add("--shift", type=int, metavar="PIXELS", default=0, help="move each image at random")
-    add("--accumulate", type=int, metavar="N", default=1, help="parts a batch is computed in")
-    add("--ema-decay", type=float, metavar="X", help="test and keep averages of the parameters")
-    add("--dropout", type=float, metavar="RATE", help="(default: the network's)")
-    add("--seed", type=int, default=0, help="of initial values, order and dropout")
-    add("--checkpoint-every", type=int, metavar="STEPS", help="besides the one after each epoch")
-    add("--keep", type=int, metavar="N", default=3, help="checkpoints to keep")
-    add("--quiet", action="store_true", help="no progress on standard error")
-    parser.add_json()
-    return parser
+def _value_of(option: str, argv: list[str]) -> str | None:
+    """The value of an option, wherever it stands; of several the last."""
+    found = None
+    for here, after in zip(argv, [*argv[1:], ""], strict=False):
+        if here == option:
+            found = after
+        elif here.startswith(f"{option}="):
+            found = here.partition("=")[2]
+    return found
 
 
-def _model(args: argparse.Namespace, **overrides: Any) -> Any:
-    known = registry.resolve(args.model).complete
-    if args.image_size and "image_size" in known:
-        overrides["image_size"] = args.image_size
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return flax_nets.create_model(args.model, weights=args.weights, dtype=args.dtype, **given)
+def _join_hosts(run: Run) -> None:
+    """Several processes: let JAX know the others before it touches a device."""
+    if run.coordinator is None and "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        if run.num_processes is not None or run.process_id is not None:
+            raise ValueError("num_processes and process_id: expected a coordinator beside them")
+        return
+    import jax
+
+    address = None if run.coordinator == "auto" else run.coordinator
+    jax.distributed.initialize(address, run.num_processes, run.process_id)
 
 
-def _images(args: argparse.Namespace, model: Any, split: Any) -> data.Dataset:
-    side, _, channels = model.spec.input_shape
-    return DATA[args.data](split, args.image_size or side, channels)
+def _settings(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """What a resumption must not change, in JSON's types."""
+    every = dataclasses.asdict(run) | dataclasses.asdict(recipe)
+    kept = {name: value for name, value in every.items() if name not in FREE}
+    return json.loads(json.dumps(kept | {"recipe": run.recipe}))
 
 
-def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransformation:
-    """The optimizer, its learning rate by update: `steps` to an epoch."""
-    if args.epochs < 1:
-        raise ValueError(f"--epochs: got {args.epochs}, expected at least 1")
-    if not args.lr > 0:
-        raise ValueError(f"--lr: got {args.lr}, expected a number above 0")
-    if not 0 <= args.warmup_epochs < args.epochs:
-        raise ValueError(
-            f"--warmup-epochs: got {args.warmup_epochs}, expected 0 to less than {args.epochs}"
-        )
-    total, warmup = args.epochs * steps, args.warmup_epochs * steps
-    rate: Any = args.lr
-    if args.schedule == "cosine":
-        rate = schedules.cosine(args.lr, total - warmup)
-    if warmup:
-        main = schedules.multi_step(args.lr, []) if args.schedule == "constant" else rate
-        rising = schedules.linear(args.lr, start_factor=0.01, total_iters=warmup)
-        rate = schedules.sequential([rising, main], [warmup])
-    make, momentum = OPTIMIZERS[args.optimizer]
-    if args.momentum is not None and momentum is None:
-        raise ValueError(f"--momentum: {args.optimizer} has none")
-    options = {"momentum": momentum if args.momentum is None else args.momentum}
-    options |= {"weight_decay": args.weight_decay}
-    optimizer = make(rate, **{name: value for name, value in options.items() if value is not None})
-    if args.clip is None:
-        return optimizer
-    return optax.chain(optim.clip_by_global_norm(args.clip), optimizer)
+def _what_to_evaluate(args: Eval) -> tuple[Recipe, str]:
+    """The recipe, whose weights are those to evaluate, and the data set."""
+    if args.run is not None:
+        settings = json.loads((args.run / "config.json").read_text())["settings"]
+        known = {field.name for field in dataclasses.fields(Recipe)}
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+            if name in known
+        }
+        recipe, source = Recipe(**given), args.data or settings["data"]
+        weights: str | None = str(args.run / "weights.safetensors")
+    else:
+        recipe, source = Recipe(model="", prepare=()), args.data or "digits"
+        weights = args.weights
+        if args.recipe is not None:
+            recipe = recipes.load(args.recipe)
+    changes: dict[str, Any] = {"weights": weights, "test_batch": args.batch_size}
+    for name in ("model", "arguments", "dtype"):
+        changes[name] = getattr(args, name) or getattr(recipe, name)
+    if args.image_size:
+        changes |= {"image_size": args.image_size, "test_size": args.image_size}
+    if not changes["model"] or not weights:
+        raise ValueError("expected --model and --weights, or --run (flax-nets eval --help)")
+    return dataclasses.replace(recipe, **changes), source

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
 import math
 import os
+import platform
 import signal
 import sys
 import threading
@@ -106,7 +108,8 @@ def fit(
       train, test: batches to train on, as a rule with `drop_last`, and to test on.
       optimizer: an optax transformation.
       epochs: how many in all, those before a resumption included.
-      out: None, or a folder for checkpoints/, metrics.jsonl (the rows), curves.png, config.json.
+      out: None, or a folder for checkpoints/, metrics.jsonl (the rows), the same in tensorboard/,
+        curves.png, and config.json (the settings, versions and devices).
         With it SIGTERM ends the run after the step under way, saved, by `Preempted`.
       resume: go on from the newest good checkpoint in `out`, from the start where there is none.
         The end is bit for bit that of a run which nothing stopped. Default False.
@@ -168,7 +171,7 @@ def fit(
             row = run.end_epoch(epoch)
             bar.end(row)
             if folder:
-                folder.draw(run.rows, last=epoch == epochs - 1)
+                folder.show(run.rows, last=epoch == epochs - 1)
                 folder.save(run, row["test_accuracy"])
                 if notice.reached() and epoch < epochs - 1:
                     folder.leave(run, saved=True)
@@ -369,6 +372,7 @@ class _Folder:
 
         path.mkdir(parents=True, exist_ok=True)
         self.path, self.writes = path, jax.process_index() == 0
+        self.board: Any = None
         self.checkpoints = Checkpoints(path / "checkpoints", keep, keep_best)
         self.plotted = time.perf_counter()
 
@@ -377,6 +381,8 @@ class _Folder:
 
     def __exit__(self, *error: Any) -> None:
         self.checkpoints.close()
+        if self.board:
+            self.board.close()
 
     def open(self, run: _Run, resume: bool, settings: Mapping[str, Any], command: str) -> None:
         """Take up what is there, or begin."""
@@ -396,11 +402,7 @@ class _Folder:
             if changed:
                 raise ValueError(f"{self.path} holds another run: {', '.join(changed)}")
             self.restore(run)
-        versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
-        versions["flax_nets"] = flax_nets.__version__
-        self.write(
-            "config.json", json.dumps({"settings": settings, "versions": versions}, indent=2)
-        )
+        self.write("config.json", json.dumps({"settings": settings, **_environment()}, indent=2))
         if command:
             self.write("resume.sh", command + "\n")
 
@@ -435,17 +437,45 @@ class _Folder:
         print(message, file=sys.stderr)
         raise Preempted(message)
 
-    def draw(self, rows: list[Row], last: bool) -> None:
-        """The curves, not too often."""
+    def show(self, rows: list[Row], last: bool) -> None:
+        """The last row for TensorBoard; the curves, not too often."""
+        if self.writes:
+            self._log(rows[-1])
         if self.writes and (last or time.perf_counter() - self.plotted > 10):
             from flax_nets.train.plot import save_curves
 
             save_curves(self.path / "curves.png", rows)
             self.plotted = time.perf_counter()
 
+    def _log(self, row: Row) -> None:
+        if self.board is None:
+            from tensorboardX import SummaryWriter
+
+            # A run that was killed may have logged what it now comes to again.
+            self.board = SummaryWriter(str(self.path / "tensorboard"), purge_step=row["step"])
+        for name, value in row.items():
+            split, _, what = name.partition("_")
+            tag = f"{what}/{split}" if split in ("train", "test") else f"run/{name}"
+            if name != "step":
+                self.board.add_scalar(tag, value, row["step"])
+        self.board.flush()
+
     def write(self, name: str, text: str) -> None:
         if self.writes:
             write_text(self.path / name, text)
+
+
+def _environment() -> dict[str, Any]:
+    """What a run ran in."""
+    versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
+    versions |= {"flax_nets": flax_nets.__version__, "python": platform.python_version()}
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    return dict(
+        versions=versions,
+        platform=platform.platform(),
+        devices=[f"{count} x {kind}" for kind, count in sorted(kinds.items())],
+        processes=jax.process_count(),
+    )
 
 
 class _Bar:

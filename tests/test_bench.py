@@ -1,0 +1,171 @@
+"""The benchmarks of speed: that they measure what they say. Never how long anything takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import networks, operations, startup, timing
+from flax_nets import cli, registry
+from flax_nets.inspect import bench
+
+ROOT = Path(__file__).parent.parent
+COMMAND = ["bench", "--model", "lenet5", "--rounds", "2", "--batch-size", "2"]
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_command(train, capsys):
+    assert cli.main([*COMMAND, "--json", *(["--train"] if train else [])]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["mode"] == ("training" if train else "inference")
+    assert (told["batch_size"], told["image_size"], told["dtype"]) == (2, 32, "float32")
+    auto, xla = told["forms"]["auto"], told["forms"]["xla"]
+    assert told["ratios"] == {"xla": pytest.approx(auto["ms"] / xla["ms"])}
+    weights = 4 * 61_706
+    for row in (auto, xla):
+        assert row["images_per_second"] == pytest.approx(2e3 / row["ms"])
+        assert row["rounds"] == 2 and not row["cached"] and row["compile_seconds"] > 0
+        assert row["memory"] > (2 * weights if train else weights)  # training has a momentum
+
+
+def test_the_command_for_people(capsys):
+    assert cli.main([*COMMAND, "--lowering", "cpu", "--dtype", "bfloat16"]) == 0
+    head, columns, row = capsys.readouterr().out.splitlines()
+    assert head.startswith("lenet5, inference: 2 images of 32 x 32 a step, bfloat16")
+    assert len(columns.split("  ")) > 4 and row.split()[0] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: --model"),
+        (["--model", "lenet6"], "did you mean 'lenet5'"),
+        (["--model", "lenet5", "--batch-size", "0"], "batch_size: got 0, expected at least 1"),
+        (["--model", "lenet5", "--rounds", "0"], "rounds: got 0"),
+        (["--model", "lenet5", "--image-size", "-1"], "image_size: got -1"),
+        (["--model", "lenet5", "--image-size", "48"], "another size than the network takes"),
+        (["--model", "lenet5", "--lowering", "fast"], "invalid choice: 'fast'"),
+        (["--model", "lenet5", "--dtype", "float8"], "invalid choice: 'float8'"),
+    ],
+)
+def test_mistakes(arguments, words, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and len(printed.err.splitlines()) == 1 and not printed.out
+
+
+def test_a_side_that_is_too_slow_is_called_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(bench, "BUDGET", 0.0)
+    found = bench.in_turns({"slow": lambda: calls.append(1)}, rounds=3)
+    assert len(calls) == len(found["slow"]) == 1
+
+
+def test_sides_take_turns(monkeypatch):
+    calls = []
+    monkeypatch.setattr(bench, "TURN", 0.0)
+    monkeypatch.setattr(bench, "BUDGET", 1e9)
+    found = bench.in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)
+    assert "".join(calls) == "aabb" + "ab" * 3
+    assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3}
+
+
+def test_what_is_compiled_is_kept_by_the_command_alone(tmp_path):
+    """By a process of its own, where nothing says otherwise; and found by the next one."""
+
+    def run(**environment):
+        code = "import sys; from flax_nets import cli; sys.exit(cli.main())"
+        lowest = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code, *COMMAND, "--lowering", "auto", "--json"],
+            env={"FLAX_NETS_HOME": str(tmp_path), **lowest, **environment},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        return json.loads(done.stdout)["forms"]["auto"]["cached"]
+
+    assert not run(JAX_ENABLE_COMPILATION_CACHE="0")
+    assert not list(tmp_path.glob("compiled/*/*"))
+    assert not run()
+    assert list(tmp_path.glob("compiled/*/*"))
+    assert run()
+    assert jax.config.jax_compilation_cache_dir is None  # of this process, by the commands above
+
+
+def test_networks_end_to_end(tmp_path, capsys):
+    out, docs = tmp_path / "networks.jsonl", tmp_path / "docs"
+    arguments = ["--only", "lenet5", "--rounds", "2", "--threads", "1", "--out", str(out)]
+    assert timing.main(networks.BENCHMARK, [*arguments, "--write", str(docs)]) == 0
+    printed = capsys.readouterr()
+    assert "[1/1] lenet5" in printed.err and "| lenet5 (torch_ref) |" in printed.out
+    (row,) = map(json.loads, out.read_text().splitlines())
+    for mode in networks.MODES:
+        ms = row[mode]["ms"]
+        assert set(ms) == {"ours", "plain", *timing.LAYOUTS}
+        better = min(ms[layout] for layout in timing.LAYOUTS)
+        assert ms[row[mode]["layout"]] == better
+        assert row[mode]["torch"] == pytest.approx(ms["ours"] / better)
+        assert row[mode]["plain"] == pytest.approx(ms["ours"] / ms["plain"])
+    page = (docs / "performance.md").read_text()
+    assert "| lenet5 (torch_ref) |" in page and timing.versions() in page
+    assert (docs / "performance.png").read_bytes()[:4] == b"\x89PNG"
+
+    before = out.read_text()  # what has been measured is not measured again
+    assert timing.main(networks.BENCHMARK, [*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [row]
+    assert out.read_text() == before
+
+
+@pytest.mark.parametrize("benchmark", [networks.BENCHMARK, operations.BENCHMARK, startup.BENCHMARK])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "lenet6"], "--only lenet6: matches none of"),
+        (["--rounds", "0"], "--rounds 0"),
+        (["--threads", "0"], "--threads 0"),
+    ],
+)
+def test_mistakes_of_benchmarks(benchmark, arguments, words, capsys, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(SystemExit) as ended:
+        timing.main(benchmark, [*arguments, "--out", str(out)])
+    assert ended.value.code == 2 and not out.exists()
+    assert words in capsys.readouterr().err
+
+
+def test_a_job_that_fails_is_told_and_tried_again(tmp_path, capsys, monkeypatch):
+    failing = timing.Benchmark("nowhere", "", lambda: ["job"], lambda *_: {}, networks.table)
+    arguments = ["--out", str(tmp_path / "out.jsonl")]
+    assert timing.main(failing, arguments) == 1
+    assert "failed: " in capsys.readouterr().out
+    monkeypatch.setattr(timing, "child", lambda *_: {m: FIGURES for m in networks.MODES})
+    assert timing.main(failing, arguments) == 0
+    assert "| job | 1 / 2 / 4 | **0.50** | 0.25 | 1 / 2 / 4 |" in capsys.readouterr().out
+
+
+FIGURES = {
+    "ms": {"ours": 1.0, "plain": 4.0, "NCHW": 2.0, "channels_last": 3.0},
+    "layout": "NCHW",
+    "torch": 0.5,
+    "plain": 0.25,
+}
+
+
+def test_geometric_means():
+    half = {**FIGURES, "torch": 2.0}
+    rows = [
+        {"job": name, **{mode: figures for mode in networks.MODES}}
+        for name, figures in (("a", FIGURES), ("b", half))
+    ]
+    assert networks.table(rows).splitlines()[-1].count(" 1.00 |") == 2
+
+
+def test_there_is_a_network_of_each_family():
+    *names, attention = networks.jobs()
+    assert attention == networks.TRANSFORMER
+    assert {registry.resolve(name).file for name in names} == set(registry.FILES)
