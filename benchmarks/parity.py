@@ -126,7 +126,7 @@ def flax_side(job: str, folder: pathlib.Path) -> dict[str, object]:
     native = [e.key for e in rules.entries(model)]
     row: dict[str, object] = {"job": job, "parameters": _count(model)}
     for train in modes(job):
-        ours = flax_pass(model, inputs(model.spec, train), train)
+        ours = flax_pass(model, inputs(model.spec, train), train, compiler_options=None)
         theirs = convert.read(folder / f"{train}.pth")
 
         def part(prefix: str, theirs=theirs) -> dict[str, np.ndarray]:
