@@ -573,6 +573,13 @@ def fit(out, lr, **kwargs):
     return model, rows
 
 
+def test_fit_compiles_each_step_once(tmp_path, caplog):
+    with jax.log_compiles():
+        fit(None, 0.05, epochs=2)
+    done = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    assert len([text for text in done if "jit(step)" in text]) == 2  # training, evaluation
+
+
 def test_fit_trains_the_model_and_goes_on(tmp_path):
     model, rows = fit(tmp_path, 0.05, epochs=2)
     assert rows[1]["test_loss"] < rows[0]["test_loss"]

@@ -137,8 +137,8 @@ def _put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 def _layout(shape: tuple[int, ...], mesh: Mesh, smallest: int) -> NamedSharding:
     parts = mesh.shape["fsdp"]
-    spec: list[str | None] = [None] * len(shape)
+    spec: list[str | None] = []  # short, as a jitted step returns it: another would compile anew
     fitting = [axis for axis, n in enumerate(shape) if n % parts == 0]
     if parts > 1 and fitting and math.prod(shape) >= smallest:
-        spec[max(fitting, key=lambda axis: shape[axis])] = "fsdp"
+        spec = [None] * max(fitting, key=lambda axis: shape[axis]) + ["fsdp"]
     return NamedSharding(mesh, PartitionSpec(*spec))
