@@ -287,3 +287,9 @@ FAMILIES = {
         },
     ),
 }
+
+
+def in_ours(arguments: Overrides) -> Overrides:
+    """What a library's arguments, of `Family.libraries`, are called here where shapes hide them."""
+    names = {"block_config": "depths"}
+    return {names[name]: value for name, value in arguments.items() if name in names}

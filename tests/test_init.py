@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import FAMILIES
+from cases import FAMILIES, in_ours
 
 import convert
 from benchmarks import libraries
@@ -105,7 +105,8 @@ LIBRARIES = [
 def test_the_library_draws_from_our_distributions(name, arguments):
     torch.manual_seed(1)
     library = libraries.build(name, device="cpu", **arguments)
-    spec, checkpoint = convert.prepare(registry.resolve(name), libraries.numpy_state(library), {})
+    spec = registry.resolve(name).with_arguments(**in_ours(arguments))
+    spec, checkpoint = convert.prepare(spec, libraries.numpy_state(library), {})
     assert disagreements(spec, checkpoint.tensors) == {}
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cases import FAMILIES
+from cases import FAMILIES, in_ours
 
 import convert
 import flax_nets
@@ -96,9 +96,7 @@ SMALLEST = [
 @pytest.mark.parametrize(("name", "arguments"), SMALLEST, ids=[name for name, _ in SMALLEST])
 def test_flax_equals_the_library_itself(name, arguments, tmp_path):
     """Through a checkpoint that torch saved: outputs in both modes, gradients, statistics."""
-    library, ours = libraries.build(name, **arguments), {}
-    if "block_config" in arguments:
-        ours = {"depths": arguments["block_config"]}
+    library, ours = libraries.build(name, **arguments), in_ours(arguments)
     if sum(p.numel() for p in library.parameters()) > HUGE:
         library = libraries.shorten(library)
         ours = FAMILIES[registry.resolve(name).file].reduce(registry.resolve(name).arguments)
