@@ -23,6 +23,7 @@ log = logging.getLogger("flax_nets")
 
 StateDict = Mapping[str, np.ndarray]
 Source = StateDict | str | os.PathLike[str]
+ALIGNED = 64  # bytes: what JAX asks of memory on the CPU, to use it without a copy of its own
 
 
 @dataclasses.dataclass
@@ -259,9 +260,9 @@ def fill(
     known = [key for key in entries if key in tensors]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy copies without holding the others up
         values = pool.map(lambda key: _to_flax(tensors[key], entries[key].rule, param_dtype), known)
-        for key, value in zip(known, values, strict=True):
-            # Here, since whether float64 is allowed (jax.enable_x64) is a matter of the thread.
-            entries[key].variable.set_value(jax.device_put(value))
+        # In this thread, since whether float64 is allowed (jax.enable_x64) is a matter of threads.
+        for key, value in zip(known, jax.device_put(list(values)), strict=True):
+            entries[key].variable.set_value(value)
         counts = zip(tensors, pool.map(_broken, tensors.values()), strict=True)
         broken = {key: count for key, count in counts if count}
     if broken:
@@ -274,20 +275,24 @@ def _to_flax(value: np.ndarray, rule: rules.Rule, param_dtype: Any) -> np.ndarra
     dtype = param_dtype if param_dtype is not None else value.dtype
     dtype = np.dtype(jnp.int32 if rule.flax == "count" else dtype).newbyteorder("=")
     ours = rule.layout.to_flax(value).astype(dtype, copy=False)
-    # JAX takes over as its own what is contiguous, which a file's must not become.
+    # JAX takes over as its own what is contiguous and aligned, which a file's must not become.
     return _copy(ours)
 
 
 def _copy(view: np.ndarray) -> np.ndarray:
-    """A contiguous copy. A matrix on its side goes by columns that fill a cache line."""
-    source = view.squeeze()  # a kernel of 1x1 is a matrix
+    """A contiguous, aligned copy. A matrix on its side goes by columns that fill a cache line."""
+    size = view.size * view.dtype.itemsize
+    room = np.empty(size + ALIGNED, np.uint8)
+    start = -room.ctypes.data % ALIGNED
+    copy = room[start : start + size].view(view.dtype).reshape(view.shape)
+    source, target = view.squeeze(), copy.squeeze()  # a kernel of 1x1 is a matrix
     if source.ndim != 2 or source.flags.c_contiguous:
-        return view.copy(order="C")
-    copy = np.empty(source.shape, source.dtype)
+        target[...] = source
+        return copy
     width = max(64 // source.itemsize, 1)
     for i in range(0, source.shape[1], width):
-        copy[:, i : i + width] = source[:, i : i + width]
-    return copy.reshape(view.shape)
+        target[:, i : i + width] = source[:, i : i + width]
+    return copy
 
 
 def _require_dtype(tensors: StateDict, param_dtype: Any) -> None:
