@@ -306,7 +306,10 @@ def recognise(
     def known(dialect: Dialect, names: Collection[str]) -> int:
         return sum(dialect.to_native(k) in names for k in keys)
 
-    candidates, native = of(spec), set(native)
+    native = set(native)
+    if native.issuperset(keys) and (spec is None or spec.name not in registry.ALIASES):
+        return Dialect("native", "" if spec is None else spec.file)  # as a rule, and soon told
+    candidates = of(spec)
     best = max(candidates, key=lambda d: known(d, native))
     if implied is None or known(best, native) == len(keys):
         return best
