@@ -10,12 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-relu = jax.nn.relu  # gradient 0 at 0, as PyTorch's
 sigmoid = jax.nn.sigmoid
 tanh = jnp.tanh
 silu = jax.nn.silu
 
 SIXTH = float(np.float32(1 / 6))
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), gradient 0 at 0 (`torch.nn.ReLU`).
+
+    A choice between two arrays is computed once. `jnp.maximum(x, 0)` has one array to read, and
+    XLA's CPU backend computes such an operation, and what leads to it, anew for each of its
+    readers: down a stage of a ResNet, the sums of all blocks before.
+    """
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)
+
+
+@relu.defjvp
+def _relu_slope(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    y = relu(x)
+    return y, jnp.where(y <= 0, jnp.zeros_like(tangent), tangent)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -47,4 +64,4 @@ def _hard_sigmoid_slope(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax
 
 def hard_swish(x: jax.Array) -> jax.Array:
     """x * relu6(x + 3) / 6 (`torch.nn.Hardswish`)."""
-    return x * relu6(x + 3) / 6
+    return x * (relu6(x + 3) / 6)  # last a product of two arrays, as in `relu`

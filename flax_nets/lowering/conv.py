@@ -147,14 +147,18 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 
 
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
-    if _flat(window) or _outside(Window(*(_sideways(axis) for axis in window))):
-        contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
-        kernel = lax.dot_general(_patches(x, window), g, contract, precision=precision)
-        return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
-    places = g.shape[0] * window.out[0] * window.out[1]
-    if x.dtype == jnp.float32 and isinstance(places, int) and places > BAND:
-        return _kernel_by_bands(x, g, window, precision, -(-places // BAND))
-    return _kernel_product(x, g, window, precision)
+    flat = _flat(window) or _outside(Window(*(_sideways(axis) for axis in window)))
+    product = _kernel_of_patches if flat else _kernel_product
+    bands = _bands(x, g, window, flat)
+    if bands > 1:
+        return _kernel_by_bands(product, x, g, window, precision, bands)
+    return product(x, g, window, precision)
+
+
+def _kernel_of_patches(x, g, window: Window, precision):
+    contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    kernel = lax.dot_general(_patches(x, window), g, contract, precision=precision)
+    return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
 
 
 def _kernel_product(x, g, window: Window, precision):
@@ -175,9 +179,26 @@ def _kernel_product(x, g, window: Window, precision):
 # puts a kernel's gradient 7 times as far from the truth as PyTorch's; sums of this many at a time
 # bring it as near, and cost no time.
 BAND = 3200
+# The matrix product of the images' transpose wants that transpose in memory. Made in one piece, it
+# is fused with whatever made the images, all of it read against the grain: a fifth of the step of a
+# ResNet-50. A loop takes the images as they are, and transposes bands that fit into a cache.
+BYTES = 1 << 20
 
 
-def _kernel_by_bands(x, g, window: Window, precision, bands: int):
+def _bands(x, g, window: Window, flat: bool) -> int:
+    """How many bands of rows to take one by one; 1 for all at once."""
+    places = g.shape[0] * window.out[0] * window.out[1]
+    if x.dtype != jnp.float32 or not isinstance(places, int):
+        return 1
+    if not flat:
+        return -(-places // BAND)
+    inputs, outputs = x.shape[3] * window.taps[0] * window.taps[1], g.shape[3]
+    most = max(BYTES, 2 * inputs * outputs * 4)  # each band adds to the sums in memory
+    bands = max(2, places * (inputs + outputs) * 4 // most)
+    return min(bands, window.out[0]) if places > 64 else 1
+
+
+def _kernel_by_bands(product: Callable, x, g, window: Window, precision, bands: int):
     rows, columns = window
     height = -(-rows.out // bands)
     bands = -(-rows.out // height)
@@ -193,7 +214,7 @@ def _kernel_by_bands(x, g, window: Window, precision, bands: int):
         start = number * height
         seen = lax.dynamic_slice_in_dim(x, start * rows.stride, band.rows.size, axis=1)
         part = lax.dynamic_slice_in_dim(g, start, height, axis=1)
-        return total + _kernel_product(seen, part, band, precision), None
+        return total + product(seen, part, band, precision), None
 
     return lax.scan(add, _kernel(x, g, window), np.arange(bands, dtype=np.int32))[0]
 
@@ -317,7 +338,9 @@ def _depthwise_to_kernel(x, g, window: Window, precision, groups):
     x = jnp.repeat(x, g.shape[3] // x.shape[3], axis=3)
     products = [view * g for view in _taps(x, window)]
     zeros = [jnp.zeros((), g.dtype)] * len(products)
-    sums = lax.reduce(products, zeros, lambda a, b: list(map(lax.add, a, b)), (0, 1, 2))
+    sums = products
+    for axes in ((2,), (0, 1)):  # the threads share the rows of all images
+        sums = lax.reduce(sums, zeros, lambda a, b: list(map(lax.add, a, b)), axes)
     return jnp.stack(sums).reshape(*window.taps, 1, g.shape[3])
 
 
