@@ -61,39 +61,67 @@ class BatchNorm(nnx.Module):
         wide = accumulation_dtype(x.dtype)
         dtype = self.dtype or self.mean.dtype
         x = x.astype(wide)
-        if self.use_running_average:
-            mean, var = self.mean[...].astype(wide), self.var[...].astype(wide)
-        else:
-            mean, var = self._batch_statistics(x)
-        factor = jax.lax.rsqrt(var + jnp.asarray(self.eps, wide))
-        bias = jnp.zeros_like(mean)
-        if self.scale is not None and self.bias is not None:
-            factor, bias = factor * self.scale[...].astype(wide), self.bias[...].astype(wide)
-        if self.use_running_average:  # as PyTorch rounds it, and one pass less
-            y = x * along_last(factor, x.ndim) + along_last(bias - mean * factor, x.ndim)
-        else:
-            y = (x - along_last(mean, x.ndim)) * along_last(factor, x.ndim)
-            y = y + along_last(bias, x.ndim)
-        return y.astype(dtype)
-
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values = math.prod(x.shape[:-1])
-        if values < 2:
+        if not self.use_running_average and math.prod(x.shape[:-1]) < 2:
             raise ValueError(
                 f"batch norm needs more than one value per channel in train mode, got {x.shape}: "
                 "use a larger batch or image, or eval mode"
             )
-        axes = tuple(range(x.ndim - 1))
-        mean = jnp.mean(x, axes)
-        var = jnp.mean(jnp.square(x - along_last(mean, x.ndim)), axes)
+        shape = (self.channels,)
+        scale = jnp.ones(shape, wide) if self.scale is None else self.scale[...].astype(wide)
+        bias = jnp.zeros(shape, wide) if self.bias is None else self.bias[...].astype(wide)
+        eps = jnp.asarray(self.eps, wide)
+        if self.use_running_average:  # as PyTorch rounds it, and one pass less
+            mean, var = self.mean[...].astype(wide), self.var[...].astype(wide)
+            factor = jax.lax.rsqrt(var + eps) * scale
+            y = x * along_last(factor, x.ndim) + along_last(bias - mean * factor, x.ndim)
+        else:
+            y, mean, var = _by_batch(x, scale, bias, eps)
+            self._follow(mean, var, math.prod(x.shape[:-1]))
+        return y.astype(dtype)
+
+    def _follow(self, mean: jax.Array, var: jax.Array, values: int) -> None:
+        """Let the running statistics follow those of a batch."""
         self.count[...] = self.count[...] + 1
         share = jnp.asarray(
-            1 / self.count[...].astype(x.dtype) if self.momentum is None else self.momentum, x.dtype
+            1 / self.count[...].astype(mean.dtype) if self.momentum is None else self.momentum,
+            mean.dtype,
         )
         for kept, new in ((self.mean, mean), (self.var, var * (values / (values - 1)))):
             new = jax.lax.stop_gradient(new)
-            kept[...] = ((1 - share) * kept[...].astype(x.dtype) + share * new).astype(kept.dtype)
-        return mean, var
+            kept[...] = ((1 - share) * kept[...].astype(mean.dtype) + share * new).astype(
+                kept.dtype
+            )
+
+
+@jax.custom_jvp
+def _by_batch(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: jax.Array) -> tuple:
+    """x [..., channels] normalised by its own statistics, and these: mean and variance."""
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    centred = x - along_last(mean, x.ndim)
+    var = jnp.mean(jnp.square(centred), axes)
+    y = centred * along_last(jax.lax.rsqrt(var + eps) * scale, x.ndim)
+    return y + along_last(bias, x.ndim), mean, var
+
+
+@_by_batch.defjvp
+def _by_batch_slope(primals: tuple, tangents: tuple) -> tuple:
+    """With all that is one number per channel multiplied out before it meets the images.
+
+    So the way back reads them twice, for the two sums per channel that it needs, and for the
+    gradient. What JAX derives from the function reads and writes them twice as often.
+    """
+    x, scale, bias, eps = primals
+    dx, dscale, dbias, _ = tangents
+    y, mean, var = _by_batch(x, scale, bias, eps)
+    axes = tuple(range(x.ndim - 1))
+    centred = x - along_last(mean, x.ndim)
+    inverse = jax.lax.rsqrt(var + eps)
+    dmean, covariance = jnp.mean(dx, axes), jnp.mean(centred * dx, axes)
+    factor = inverse * scale
+    dy = dx * along_last(factor, x.ndim) + along_last(dbias - factor * dmean, x.ndim)
+    turn = inverse * dscale - factor * jnp.square(inverse) * covariance
+    return (y, mean, var), (dy + centred * along_last(turn, x.ndim), dmean, 2 * covariance)
 
 
 class LayerNorm(nnx.Module):
