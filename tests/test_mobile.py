@@ -76,6 +76,10 @@ def sizes(name, paths, side=224):
         ("shufflenet_v1_x1_0_g3", 224, 137),
         ("shufflenet_v1_x1_0_g4", 224, 133),
         ("shufflenet_v1_x1_0_g8", 224, 137),
+        # ShuffleNet, Tables 2 and 5: its width
+        ("shufflenet_v1_x0_5_g3", 224, 38),
+        ("shufflenet_v1_x1_5_g3", 224, 292),
+        ("shufflenet_v1_x2_0_g3", 224, 524),
         # ShuffleNet-v2, Table 8
         ("shufflenet_v2_x0_5", 224, 41),
         ("shufflenet_v2_x1_0", 224, 146),

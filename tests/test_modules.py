@@ -4,6 +4,8 @@ import importlib
 
 import numpy as np
 import pytest
+import torch
+from test_init import disagreement
 
 import convert
 from benchmarks.compare import (
@@ -15,8 +17,11 @@ from benchmarks.compare import (
     torch_pass,
     worst_errors,
 )
+from convert.rules import entries
 
 MODULES = {  # name -> arguments, shape of the input (NHWC, or [N, L, width])
+    "BasicBlock": (dict(in_channels=4, channels=4), (2, 5, 4, 4)),
+    "Bottleneck": (dict(in_channels=16, channels=4, groups=2, base_width=32), (2, 5, 4, 16)),
     "SqueezeExcite": (dict(channels=8), (2, 5, 4, 8)),
     "ChannelAttention": (dict(channels=8, reduction=4), (2, 5, 4, 8)),
     "SpatialAttention": (dict(kernel_size=3), (2, 5, 4, 8)),
@@ -67,6 +72,17 @@ def find(name):
 
 def nhwc(x):
     return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_twin_draws_from_our_distributions(name):
+    """By itself, too: outside of a network that draws its parameters anew."""
+    arguments, _ = MODULES[name]
+    ours, theirs = find(name)
+    torch.manual_seed(0)
+    drawn = state_dict(theirs(**arguments))
+    for entry in entries(ours(**arguments, rngs=None)):
+        assert disagreement(entry.variable.get_metadata("init"), drawn[entry.key]) is None, entry
 
 
 @pytest.mark.parametrize("name", MODULES)

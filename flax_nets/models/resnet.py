@@ -38,6 +38,12 @@ class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a skip (Figure 5 left).
 
     Call: x [N, H, W, in_channels] -> [N, H/stride, W/stride, channels].
+
+    Args:
+      stride: of the first convolution. Default 1.
+      groups, base_width: not used; there so that both blocks are made alike.
+      shortcut: what the input passes on its way around, None (default) for nothing: a `projection`,
+        say, where stride or channels change the shape.
     """
 
     expansion = 1
@@ -70,6 +76,10 @@ class Bottleneck(nnx.Module):
     """1x1 down, 3x3 (grouped in ResNeXt), 1x1 up, and a skip (Figure 5 right).
 
     Call: x [N, H, W, in_channels] -> [N, H/stride, W/stride, 4 * channels].
+
+    Args:
+      stride, shortcut: of the 3x3, and as in `BasicBlock`.
+      groups, base_width: the 3x3 has channels * base_width / 64 * groups channels. Defaults 1, 64.
     """
 
     expansion = 4
