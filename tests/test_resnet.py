@@ -151,3 +151,17 @@ def test_a_grouped_convolution_is_a_sum_of_paths():
     y = jax.nn.relu(block.conv1(x))
     y = block.conv3(jax.nn.relu(block.conv2(y)))
     np.testing.assert_allclose(y, total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(groups=32, base_width=4), 'groups=32, base_width=4: take block="bottleneck"'),
+        (dict(block="wide"), "basic, bottleneck, stride_first; got 'wide'"),
+        (dict(stem="mnist"), "'mnist'"),
+        (dict(shortcut="C"), "'C'"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        flax_nets.create_model("resnet18", **arguments)

@@ -41,9 +41,11 @@ class BasicBlock(nnx.Module):
 
     Args:
       stride: of the first convolution. Default 1.
-      groups, base_width: not used; there so that both blocks are made alike.
+      groups, base_width: 1 and 64, since only a bottleneck has others.
       shortcut: what the input passes on its way around, None (default) for nothing: a `projection`,
         say, where stride or channels change the shape.
+
+    Raises ValueError for other groups and base_width.
     """
 
     expansion = 1
@@ -51,6 +53,11 @@ class BasicBlock(nnx.Module):
     def __init__(
         self, in_channels, channels, stride=1, groups=1, base_width=64, shortcut=None, *, rngs
     ):
+        if (groups, base_width) != (1, 64):
+            raise ValueError(
+                f"a basic block has no groups, got groups={groups}, base_width={base_width}: "
+                'take block="bottleneck"'
+            )
         self.conv1 = layers.Conv(
             in_channels, channels, 3, stride=stride, padding=1, bias=False, rngs=rngs
         )
