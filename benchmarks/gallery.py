@@ -308,6 +308,7 @@ def lesson(file: str) -> str:
     theirs, ours = (
         defined.findall((ROOT / room / f"{file}.py").read_text("utf-8")) for room in ROOMS
     )
+    links = [f"[`{room}/{file}.py`](../../{room}/{file}.py)" for room in ROOMS]
     classes = ", ".join(f"`{name}`" for name in ours if name in theirs)
     name = next(iter(variants(file)), "")
     differs = "\n\n".join(filter(None, (differences.strip(), words["differs"].strip())))
@@ -326,7 +327,8 @@ Paper: {"; ".join(map(str, papers(file)))}.
 ## Two files, side by side
 
 PyTorch on the left, Flax on the right, without docstrings, types and checks of arguments, and in
-shorter lines than the files have. In both, with the same attributes in the same order: {classes}.
+shorter lines than the files have. {" and ".join(links)} have, with the same attributes in the same
+order: {classes}.
 
 {side_by_side(file, words["code"])}
 

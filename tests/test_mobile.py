@@ -171,6 +171,21 @@ def test_output_sizes_of_shufflenet():
         assert found == [(112, 24), (56, 24), *stages]
 
 
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("shufflenet_v2_x0_5", (48, 96, 192, 1024)),
+        ("shufflenet_v2_x1_0", (116, 232, 464, 1024)),
+        ("shufflenet_v2_x1_5", (176, 352, 704, 1024)),
+        ("shufflenet_v2_x2_0", (244, 488, 976, 2048)),
+    ],
+)
+def test_output_sizes_of_shufflenet_v2(name, widths):
+    """Table 5."""
+    found = sizes(name, ["conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"])
+    assert found == [(112, 24), (56, 24), *zip((28, 14, 7, 7), widths, strict=True)]
+
+
 def test_bottlenecks_of_mobilenet_v2_are_linear_and_skipped():
     """Section 3: nothing after the projection, and a skip wherever shapes allow one."""
     blocks = list(build(registry.resolve("mobilenet_v2")).features)[1:-1]

@@ -61,6 +61,11 @@ def test_parameters_of_table_6(name, millions):
     assert round(of(name).parameters / 1e6, digits) == millions
 
 
+def test_parameters_of_the_wide_resnet():
+    """Zagoruyko & Komodakis 2016, Table 8: WRN-50-2-bottleneck."""
+    assert round(of("wide_resnet50_2").parameters / 1e6, 1) == 68.9
+
+
 @pytest.mark.parametrize("name", [n for n in flax_nets.list_models("resnet*_cifar")])
 def test_cifar_networks_have_6n_plus_2_layers(name):
     """Section 4.2: 32x32 in 1 + 2n layers, 16x16 and 8x8 in 2n each."""

@@ -45,6 +45,22 @@ def test_sizes_of_table_1(name, depth, width, mlp, heads, millions):
         assert sum(leaf.size for leaf in leaves) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "heads", "millions"),
+    [
+        ("deit_tiny_patch16_224", 192, 3, 5),
+        ("deit_small_patch16_224", 384, 6, 22),
+        ("deit_base_patch16_224", 768, 12, 86),
+    ],
+)
+def test_sizes_of_table_1_of_deit(name, width, heads, millions):
+    """Touvron et al. 2020; whole millions, rounded down."""
+    found = flax_nets.summary(build(registry.resolve(name)))
+    block = build(registry.resolve(name)).encoder.layers[0]
+    assert (block.ln_1.scale.shape, block.self_attention.num_heads) == ((width,), heads)
+    assert found.parameters // 1_000_000 == millions
+
+
 def test_an_image_is_a_sequence_of_patches_behind_its_tokens():
     """Equation 1: a linear map of each patch, a class token in front, a position for each."""
     model = small(depth=0, distilled=True)
