@@ -1,13 +1,18 @@
 """The modules that people plug into networks of their own: each alone, beside its twin."""
 
 import importlib
+import inspect
+import pathlib
+import re
 
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from test_init import disagreement
 
 import convert
+import flax_nets
 from benchmarks.compare import (
     GRADIENT,
     OUTPUT,
@@ -105,3 +110,13 @@ def test_alone_beside_its_twin(name):
     assert max(errors["outputs"], errors["statistics"]) <= OUTPUT, errors
     assert max(errors["gradients"], errors["input_gradient"]) <= GRADIENT, errors
     assert all(np.any(gradient) for gradient in got["gradients"].values())
+
+
+def test_every_module_has_its_example():
+    """In docs/modules.md, whose examples run."""
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "modules.md").read_text("utf-8")
+    exported = [n for n in flax_nets.__all__ if inspect.isclass(getattr(flax_nets, n))]
+    modules = [n for n in exported if issubclass(getattr(flax_nets, n), nnx.Module)]
+    assert len(modules) > 30
+    assert [n for n in modules if not re.search(rf"flax_nets\.{n}\b", page)] == []
+    assert [n for n in modules if f"`{n}`" not in page] == []
