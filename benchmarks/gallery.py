@@ -1,32 +1,39 @@
 """The pages of the networks, written from the code: `docs/networks.md`, its Chinese form, for each
-file of networks a lesson in `docs/learn`, and `docs/parity.md`.
+file of networks a lesson in `docs/learn` with its pictures, and `docs/parity.md`.
 
     python -m benchmarks.gallery                       # write all
     python -m benchmarks.gallery --check               # exit code 1 where they are out of date
     python -m benchmarks.gallery --check --only 'vit*' # other networks' figures are believed
 
-Names, aliases, papers, sizes, parameters and multiply-adds come from the networks themselves, the
-ideas from `gallery.toml` beside this file, and the largest errors from `benchmarks/results`, where
-`python -m benchmarks.parity` puts them.
+Names, aliases, papers, sizes, parameters, multiply-adds and lines of code come from the networks
+themselves, the ideas and the drawings from `gallery.toml` beside this file, and the largest errors
+from `benchmarks/results`, where `python -m benchmarks.parity` puts them.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import fnmatch
+import functools
+import itertools
 import pathlib
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 
-from benchmarks import parity
+from benchmarks import drawing, parity
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ROOT / "tests" / "data" / "names.txt"
 PAGES = {"en": ROOT / "docs" / "networks.md", "zh": ROOT / "docs" / "networks.zh-CN.md"}
 LESSONS = ROOT / "docs" / "learn"
+PICTURES = LESSONS / "pictures"
+ROOMS = ("torch_ref", "flax_nets/models")
+COLUMNS = 60  # of code, so that two pieces find room beside each other
 MODULES = ("attention",)  # files of modules, which have a lesson and no variants
 
 # Whose checkpoints fit, where neither torchvision nor timm has the network.
@@ -198,6 +205,92 @@ def cost() -> str:
     return text[text.index("One forward and backward") : text.index("\n\n`python -m")]
 
 
+def pictures(file: str) -> dict[str, str]:
+    """Name -> SVG: the drawing of a file's block, and the tables that its code holds."""
+    found = {file: drawing.blocks(IDEAS[file]["picture"])}
+    if file == "lenet":
+        from flax_nets.models.lenet import CODES, CONNECTIONS
+
+        table_1 = [[i in row for row in CONNECTIONS] for i in range(6)]
+        found["lenet_table"] = drawing.grids([("6 maps (rows), 16 maps (columns)", table_1)])
+        bitmaps = [[[p > 0 for p in c[i : i + 7]] for i in range(0, 84, 7)] for c in CODES]
+        found["lenet_codes"] = drawing.grids([(str(i), b) for i, b in enumerate(bitmaps)], cell=6)
+    if file == "attention":
+        from flax_nets.models.attention import fixed_mask, local_mask, strided_mask
+
+        masks = {"local": local_mask(12, 2), "strided": strided_mask(12, 3)}
+        masks |= {"fixed": fixed_mask(12, 3), "fixed, causal": fixed_mask(12, 3, causal=True)}
+        seen = [("dense", [[True] * 12] * 12), *((n, (~m).tolist()) for n, m in masks.items())]
+        found["attention_masks"] = drawing.grids(seen)
+    return found
+
+
+@functools.cache
+def pieces(room: str, file: str, name: str) -> tuple[str, ...]:
+    """The code of a class method by method, or of a function: no words, types and checks."""
+    source = (ROOT / room / f"{file}.py").read_text("utf-8")
+    node = next(n for n in ast.parse(source).body if getattr(n, "name", None) == name)
+    lines = [line.encode() for line in source.splitlines(keepends=True)]
+    starts = [0, *itertools.accumulate(map(len, lines))]
+
+    def place(row: int, column: int) -> int:
+        return starts[row - 1] + column
+
+    cuts = []
+    for part in ast.walk(node):
+        if isinstance(part, ast.arg) and part.annotation:
+            end = place(part.annotation.end_lineno, part.annotation.end_col_offset)
+            cuts.append((place(part.lineno, part.col_offset) + len(part.arg.encode()), end))
+        if isinstance(part, ast.FunctionDef) and part.returns:
+            end = place(part.returns.end_lineno, part.returns.end_col_offset)
+            before = b"".join(lines)[: place(part.returns.lineno, part.returns.col_offset)]
+            cuts.append((before.rindex(b"->"), end))
+        if isinstance(part, ast.If) and isinstance(part.body[-1], ast.Raise) and not part.orelse:
+            cuts.append((place(part.lineno, 0), place(part.end_lineno + 1, 0)))
+        if isinstance(part, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(part):
+            words = part.body[0]
+            cuts.append((place(words.lineno, 0), place(words.end_lineno + 1, 0)))
+    text, whole = b"".join(lines), place(node.end_lineno + 1, 0)
+    for start, end in sorted(cuts, reverse=True):
+        text, whole = text[:start] + text[end:], whole - (end - start)
+    text = text[place(node.lineno, 0) : whole]
+    options = ("line-length = COLUMNS", "format.skip-magic-trailing-comma = true")
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "format",
+        "--isolated",
+        "--stdin-filename",
+        f"{name}.py",
+    ]
+    for option in options:
+        command += ["--config", option.replace("COLUMNS", str(COLUMNS))]
+    done = subprocess.run([*command, "-"], input=text, capture_output=True, check=True)
+    parts = re.split(r"\n\n(?=    (?:@|def ))", done.stdout.decode().strip("\n"))
+    if "def " not in parts[0] and len(parts) > 1:  # attributes of the class
+        parts = ["\n\n".join(parts[:2]), *parts[2:]]
+    return tuple(parts)
+
+
+def side_by_side(file: str, names: Sequence[str]) -> str:
+    """A table of HTML with both forms of each class, a row for each method.
+
+    A name may be that of a class in another file, as "resnet.Bottleneck".
+    """
+    rows = []
+    for name in names:
+        file, name = name.rpartition(".")[0] or file, name.rpartition(".")[2]
+        pairs = itertools.zip_longest(*(pieces(room, file, name) for room in ROOMS), fillvalue="")
+        for pair in pairs:
+            cells = "".join(f"<td>\n\n```python\n{code}\n```\n\n</td>" for code in pair)
+            rows.append(f'<tr valign="top">{cells}</tr>')
+    head = "".join(
+        f'<th><a href="../../{room}/{file}.py">{room}/{file}.py</a></th>' for room in ROOMS
+    )
+    return "\n".join(["<table>", f"<tr>{head}</tr>", *rows, "</table>"])
+
+
 LOOK = """
 ```text
 flax-nets summary {name}
@@ -209,40 +302,40 @@ def lesson(file: str) -> str:
     """`docs/learn/<file>.md`: the idea, its drawing, and what to read side by side."""
     from flax_nets import registry
 
-    words = {"differs": "", "more": "", "look": LOOK} | IDEAS[file]
+    words = {"differs": "", "more": "", "caption": "", "look": LOOK} | IDEAS[file]
     _, _, differences = (registry.module(file).__doc__ or "").partition("\n\n")
     defined = re.compile(r"^class (\w+)", re.MULTILINE)
-    ours, theirs = (
-        defined.findall((ROOT / room / f"{file}.py").read_text("utf-8"))
-        for room in ("flax_nets/models", "torch_ref")
+    theirs, ours = (
+        defined.findall((ROOT / room / f"{file}.py").read_text("utf-8")) for room in ROOMS
     )
+    links = [f"[`{room}/{file}.py`](../../{room}/{file}.py)" for room in ROOMS]
     classes = ", ".join(f"`{name}`" for name in ours if name in theirs)
     name = next(iter(variants(file)), "")
     differs = "\n\n".join(filter(None, (differences.strip(), words["differs"].strip())))
-    more = "\n" + words["more"].format(cost=cost()) if words["more"] else ""
+    more = "\n" + words["more"].format(cost=cost()).strip() + "\n" if words["more"] else ""
+    seen = "\n\n".join(
+        filter(None, (f"![{words['title']}](pictures/{file}.svg)", words["caption"].strip()))
+    )
     return f"""# {words["title"]}
 
 {words["en"]}
 
 Paper: {"; ".join(map(str, papers(file)))}.
 
-```text
-{words["drawing"].rstrip()}
-```
-
+{seen}
+{more}
 ## Two files, side by side
 
-| Flax | PyTorch |
-| --- | --- |
-| [`flax_nets/models/{file}.py`](../../flax_nets/models/{file}.py) | \
-[`torch_ref/{file}.py`](../../torch_ref/{file}.py) |
+PyTorch on the left, Flax on the right, without docstrings, types and checks of arguments, and in
+shorter lines than the files have. {" and ".join(links)} have, with the same attributes in the same
+order: {classes}.
 
-In both, with the same attributes in the same order: {classes}.
+{side_by_side(file, words["code"])}
 
 ## Names, and what differs from the paper
 
 {differs}
-{more}
+
 ## Look inside
 
 {words["look"].strip().format(name=name)}
@@ -268,14 +361,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name not in known or any(fnmatch.fnmatchcase(name, p) for p in args.only):
                 known[name] = figures(name)
     made = {path: page(language, known) for language, path in PAGES.items()}
-    made |= {LESSONS / f"{file}.md": lesson(file) for file in (*registry.FILES, *MODULES)}
+    for file in (*registry.FILES, *MODULES):
+        made[LESSONS / f"{file}.md"] = lesson(file)
+        made |= {PICTURES / f"{name}.svg": svg for name, svg in pictures(file).items()}
     made[parity.PAGE] = parity.page(parity.read(parity.OUT), parity.read(parity.OUT32))
     if args.check:
         stale = [path for path, text in made.items() if read(path) != text]
         for path in stale:
             print(f"{path.name} is out of date: python -m benchmarks.gallery", file=sys.stderr)
         return 1 if stale else 0
-    LESSONS.mkdir(exist_ok=True)
+    PICTURES.mkdir(parents=True, exist_ok=True)
     for path, text in made.items():
         path.write_text(text, "utf-8")
     return 0

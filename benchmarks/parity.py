@@ -10,8 +10,9 @@ torchvision and timm with the library itself (eval mode, through a checkpoint th
 outputs, the gradient of every parameter and of the input, and statistics. With --float32 the
 outputs in eval mode alone, and both are compared with what PyTorch computes in float64 from the
 same float32 numbers. PyTorch and JAX run in processes of their own, one after the other, so that
-only one of them is in memory. Each result is a line of the file `--out`; a run that was stopped
-goes on where it was.
+only one of them has a model in memory; these are forked from a server that has imported the
+libraries once. Each result is a line of the file `--out`; a run that was stopped goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -218,22 +220,38 @@ def versions() -> str:
     return ", ".join([*(f"{name} {version(name)}" for name in names), cpu or platform.machine()])
 
 
+# Imported once, by the server that every side of every job is forked from: it takes longer than
+# most of the work.
+PRELOAD = ["torch", "torchvision", "timm", "jax", "benchmarks.compare", "benchmarks.libraries"]
+
+
+def side(work: Callable[[str, pathlib.Path], object], job: str, folder: pathlib.Path) -> None:
+    """One side of a job, in a process of its own: what it returns, or why it failed, as a file."""
+    try:
+        found = work(job, folder)
+    except Exception as trouble:
+        found = {"error": f"{type(trouble).__name__}: {trouble}".splitlines()[0]}
+    (folder / "row.json").write_text(json.dumps(found))
+
+
 def run(job: str, float32: bool) -> dict[str, object]:
-    """Both sides of one job, each in a process of its own."""
+    """Both sides of one job, one process after the other."""
     start = time.perf_counter()
-    mode = ["--float32"] if float32 else []
-    with tempfile.TemporaryDirectory() as folder:
-        for side in ("torch", "flax"):
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.parity", *mode, "--side", side, job, folder],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-                return {"job": job, "equal": False, "error": f"{side}: {last}"}
-        row = json.loads((pathlib.Path(folder) / "row.json").read_text())
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    sides = (torch_side32, flax_side32) if float32 else (torch_side, flax_side)
+    row: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for work in sides:
+            process = context.Process(target=side, args=(work, job, folder))
+            process.start()
+            process.join()
+            done = {"error": "killed"} if process.exitcode else {}
+            row = done or json.loads((folder / "row.json").read_text()) or {}
+            if "error" in row:
+                who = work.__name__.partition("_")[0]
+                return {"job": job, "equal": False, "error": f"{who}: {row['error']}"}
     return row | {"seconds": round(time.perf_counter() - start, 1), "versions": versions()}
 
 
@@ -360,16 +378,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start none after this")
     parser.add_argument("--table", action="store_true", help="write docs/parity.md, run nothing")
     parser.add_argument("--json", action="store_true", help="print the rows")
-    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.side:
-        side, job, folder = args.side[0], args.side[1], pathlib.Path(args.side[2])
-        if side == "torch":
-            (torch_side32 if args.float32 else torch_side)(job, folder)
-        else:
-            row = (flax_side32 if args.float32 else flax_side)(job, folder)
-            (folder / "row.json").write_text(json.dumps(row))
-        return 0
     if args.table:
         PAGE.write_text(page(read(OUT), read(OUT32)), "utf-8")
         return 0

@@ -54,6 +54,7 @@ from flax_nets.models.inception_v3 import (
 from flax_nets.models.mobilenet_v1 import DepthwiseSeparableConv
 from flax_nets.models.mobilenet_v2 import InvertedResidual
 from flax_nets.models.nin import MLPConv
+from flax_nets.models.resnet import BasicBlock, Bottleneck
 from flax_nets.models.senet import SqueezeExcite
 from flax_nets.models.shufflenet import ShuffleV1Block, channel_shuffle
 from flax_nets.models.squeezenet import Fire
@@ -67,8 +68,10 @@ __all__ = [
     "AdaptiveAvgPool",
     "AdaptiveMaxPool",
     "AvgPool",
+    "BasicBlock",
     "BasicConv2d",
     "BatchNorm",
+    "Bottleneck",
     "ChannelAttention",
     "Conv",
     "DenseBlock",

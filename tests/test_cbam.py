@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 import convert
+import flax_nets
 from flax_nets import registry
 from flax_nets.create import build
 from flax_nets.functional import set_mode
@@ -28,6 +29,13 @@ def test_parameters_of_table_4(name, millions):
     state = nnx.state(build(registry.resolve(name)), nnx.Param)
     total = sum(leaf.size for leaf in jax.tree.leaves(nnx.to_pure_dict(state)))
     assert round(total / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(("name", "billions"), [("cbam_resnet18", 1.815), ("cbam_resnet34", 3.665)])
+def test_multiply_adds_of_table_4(name, billions):
+    """For deeper ones it has those of a stride on the first 1x1, unlike the authors' code."""
+    found = flax_nets.summary(build(registry.resolve(name))).multiply_adds / 1e9
+    assert round(found, 3) == billions
 
 
 def draw(*shape):

@@ -1,8 +1,11 @@
 """The page of the networks says what the code says."""
 
+import re
+from xml.etree import ElementTree
+
 import pytest
 
-from benchmarks import gallery
+from benchmarks import drawing, gallery
 from flax_nets import registry
 
 
@@ -74,3 +77,31 @@ def test_the_page_of_parity(tmp_path, monkeypatch):
     assert "| timm | resnet50 | 7 | 2e-15 | 3e-13 | 4e-13 | - | 3.0e-07 / 2.0e-07 |" in page
     assert "| timm | vgg11 | failed: flax: killed |" in page
     assert "2 of " in page and "1 of them within the limits" in page
+
+
+def test_a_drawing_shows_every_box_once():
+    svg = drawing.blocks('Block: "x" > ({conv 3x3|BN} x 2 ; ) + > (A ; B) concatenate > "y"')
+    texts = re.findall(r">\s*([^<>]+?)\s*</text>", svg)
+    assert texts == ["Block", "x", "x 2", "conv 3x3", "BN", "+", "A", "B", "concatenate", "y"]
+    root = ElementTree.fromstring(svg)
+    assert float(root.get("width")) > 0 and float(root.get("height")) > 0
+
+
+@pytest.mark.parametrize("text", ["x > (a ; b", "x > (a ; b) > y", "x > {a > b}", "a ) > b"])
+def test_a_drawing_that_makes_no_sense_is_refused(text):
+    with pytest.raises(ValueError):
+        drawing.parse(text)
+
+
+@pytest.mark.parametrize("file", [*registry.FILES, *gallery.MODULES])
+def test_the_code_shown_has_the_same_methods_in_both_files(file):
+    """Whole classes or functions, in lines short enough for two to stand beside each other."""
+    for name in gallery.IDEAS[file]["code"]:
+        where, name = name.rpartition(".")[0] or file, name.rpartition(".")[2]
+        both = [gallery.pieces(room, where, name) for room in gallery.ROOMS]
+        assert not any('"""' in piece for side in both for piece in side)
+        theirs, ours = ([n for p in side for n in re.findall(r"def (\w+)", p)] for side in both)
+        theirs = ["__call__" if name == "forward" else name for name in theirs]
+        assert [n for n in theirs if n in ours or n[0] != "_"] == ours
+        lines = [line for side in both for piece in side for line in piece.splitlines()]
+        assert max(map(len, lines)) <= 1.3 * gallery.COLUMNS

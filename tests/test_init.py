@@ -88,7 +88,8 @@ CASES = [
 def test_the_twin_draws_from_our_distributions(file, name):
     family = FAMILIES[file]
     spec = registry.resolve(name)
-    spec = spec.with_arguments(**family.full.get(name, family.reduce(spec.arguments)))
+    small = family.full.get(name, family.reduce(spec.arguments))
+    spec = spec.with_arguments(**{k: v for k, v in small.items() if k != "aux_logits"})
     torch.manual_seed(1)
     twin = spec.cls("torch_ref")(**spec.arguments)
     assert disagreements(spec, state_dict(twin)) == {}

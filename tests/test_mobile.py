@@ -76,6 +76,10 @@ def sizes(name, paths, side=224):
         ("shufflenet_v1_x1_0_g3", 224, 137),
         ("shufflenet_v1_x1_0_g4", 224, 133),
         ("shufflenet_v1_x1_0_g8", 224, 137),
+        # ShuffleNet, Tables 2 and 5: its width
+        ("shufflenet_v1_x0_5_g3", 224, 38),
+        ("shufflenet_v1_x1_5_g3", 224, 292),
+        ("shufflenet_v1_x2_0_g3", 224, 524),
         # ShuffleNet-v2, Table 8
         ("shufflenet_v2_x0_5", 224, 41),
         ("shufflenet_v2_x1_0", 224, 146),
@@ -165,6 +169,21 @@ def test_output_sizes_of_shufflenet():
         found = sizes(f"shufflenet_v1_x1_0_g{groups}", paths)
         stages = [(28, width), (14, 2 * width), (7, 4 * width)]
         assert found == [(112, 24), (56, 24), *stages]
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("shufflenet_v2_x0_5", (48, 96, 192, 1024)),
+        ("shufflenet_v2_x1_0", (116, 232, 464, 1024)),
+        ("shufflenet_v2_x1_5", (176, 352, 704, 1024)),
+        ("shufflenet_v2_x2_0", (244, 488, 976, 2048)),
+    ],
+)
+def test_output_sizes_of_shufflenet_v2(name, widths):
+    """Table 5."""
+    found = sizes(name, ["conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"])
+    assert found == [(112, 24), (56, 24), *zip((28, 14, 7, 7), widths, strict=True)]
 
 
 def test_bottlenecks_of_mobilenet_v2_are_linear_and_skipped():

@@ -1,11 +1,18 @@
 """The modules that people plug into networks of their own: each alone, beside its twin."""
 
 import importlib
+import inspect
+import pathlib
+import re
 
 import numpy as np
 import pytest
+import torch
+from flax import nnx
+from test_init import disagreement
 
 import convert
+import flax_nets
 from benchmarks.compare import (
     GRADIENT,
     OUTPUT,
@@ -15,8 +22,11 @@ from benchmarks.compare import (
     torch_pass,
     worst_errors,
 )
+from convert.rules import entries
 
 MODULES = {  # name -> arguments, shape of the input (NHWC, or [N, L, width])
+    "BasicBlock": (dict(in_channels=4, channels=4), (2, 5, 4, 4)),
+    "Bottleneck": (dict(in_channels=16, channels=4, groups=2, base_width=32), (2, 5, 4, 16)),
     "SqueezeExcite": (dict(channels=8), (2, 5, 4, 8)),
     "ChannelAttention": (dict(channels=8, reduction=4), (2, 5, 4, 8)),
     "SpatialAttention": (dict(kernel_size=3), (2, 5, 4, 8)),
@@ -70,6 +80,17 @@ def nhwc(x):
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_the_twin_draws_from_our_distributions(name):
+    """By itself, too: outside of a network that draws its parameters anew."""
+    arguments, _ = MODULES[name]
+    ours, theirs = find(name)
+    torch.manual_seed(0)
+    drawn = state_dict(theirs(**arguments))
+    for entry in entries(ours(**arguments, rngs=None)):
+        assert disagreement(entry.variable.get_metadata("init"), drawn[entry.key]) is None, entry
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_alone_beside_its_twin(name):
     """Converted, in train mode: output, gradients of all, statistics; and the way back."""
     arguments, shape = MODULES[name]
@@ -89,3 +110,13 @@ def test_alone_beside_its_twin(name):
     assert max(errors["outputs"], errors["statistics"]) <= OUTPUT, errors
     assert max(errors["gradients"], errors["input_gradient"]) <= GRADIENT, errors
     assert all(np.any(gradient) for gradient in got["gradients"].values())
+
+
+def test_every_module_has_its_example():
+    """In docs/modules.md, whose examples run."""
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "modules.md").read_text("utf-8")
+    exported = [n for n in flax_nets.__all__ if inspect.isclass(getattr(flax_nets, n))]
+    modules = [n for n in exported if issubclass(getattr(flax_nets, n), nnx.Module)]
+    assert len(modules) > 30
+    assert [n for n in modules if not re.search(rf"flax_nets\.{n}\b", page)] == []
+    assert [n for n in modules if f"`{n}`" not in page] == []

@@ -1,20 +1,112 @@
-"""Vision Transformer: recomputation."""
+"""Vision Transformer: the sizes of its paper, tokens and heads, recomputation."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
+from flax import nnx
 
 import convert
 import flax_nets
 from benchmarks.compare import error
 from flax_nets import registry
+from flax_nets.create import build
 
 SMALL = dict(image_size=32, patch_size=16, width=8, num_heads=2, num_classes=3)
 
 
 def small(**arguments):
     return flax_nets.create_model("vit_tiny_patch16_224", **SMALL | arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "width", "mlp", "heads", "millions"),
+    [
+        ("vit_b_16", 12, 768, 3072, 12, 86),
+        ("vit_b_32", 12, 768, 3072, 12, None),
+        ("vit_l_16", 24, 1024, 4096, 16, 307),
+        ("vit_l_32", 24, 1024, 4096, 16, None),
+        ("vit_h_14", 32, 1280, 5120, 16, 632),
+    ],
+)
+def test_sizes_of_table_1(name, depth, width, mlp, heads, millions):
+    """Millions of parameters with a head that the paper does not tell, hence the room."""
+    model = build(registry.resolve(name))
+    assert len(model.encoder.layers) == depth
+    for block in model.encoder.layers:
+        assert block.mlp[0].kernel.shape == (width, mlp)
+        assert (block.self_attention.num_heads, block.self_attention.head_dim) == (
+            heads,
+            width // heads,
+        )
+    if millions:
+        leaves = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        assert sum(leaf.size for leaf in leaves) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "heads", "millions"),
+    [
+        ("deit_tiny_patch16_224", 192, 3, 5),
+        ("deit_small_patch16_224", 384, 6, 22),
+        ("deit_base_patch16_224", 768, 12, 86),
+    ],
+)
+def test_sizes_of_table_1_of_deit(name, width, heads, millions):
+    """Touvron et al. 2020; whole millions, rounded down."""
+    found = flax_nets.summary(build(registry.resolve(name)))
+    block = build(registry.resolve(name)).encoder.layers[0]
+    assert (block.ln_1.scale.shape, block.self_attention.num_heads) == ((width,), heads)
+    assert found.parameters // 1_000_000 == millions
+
+
+def test_an_image_is_a_sequence_of_patches_behind_its_tokens():
+    """Equation 1: a linear map of each patch, a class token in front, a position for each."""
+    model = small(depth=0, distilled=True)
+    tokens = (model.class_token, model.dist_token)
+    for i, token in enumerate(tokens):
+        token[...] = jnp.full_like(token[...], i + 1.0)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 32, 3)), jnp.float32)
+    maps = flax_nets.features(model, x, ["conv_proj", "encoder.dropout"])
+    sequence = maps["encoder.dropout"] - model.encoder.pos_embedding[...]
+    assert sequence.shape == (1, 2 + 4, SMALL["width"])
+    np.testing.assert_allclose(sequence[:, 0], np.ones((1, 8)), rtol=1e-5)
+    np.testing.assert_allclose(sequence[:, 1], 2 * np.ones((1, 8)), rtol=1e-5)
+    patch = x[0, :16, 16:32].reshape(-1) @ model.conv_proj.kernel[...].reshape(-1, SMALL["width"])
+    np.testing.assert_allclose(sequence[0, 3], patch + model.conv_proj.bias[...], atol=1e-5)
+
+
+@pytest.mark.parametrize(("pool", "first"), [("mean", 1), ("all", 0)])
+def test_pooling_takes_the_mean_of_patches_or_of_all(pool, first):
+    model = small(depth=1, pool=pool, num_classes=0)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    found = flax_nets.features(model, x, ["encoder"])["encoder"]
+    np.testing.assert_allclose(model(x), found[:, first:].mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_pre_training_head_is_a_tanh_layer():
+    """Section 3.1: one hidden layer at pre-training time."""
+    model = small(depth=1, representation_size=12)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    token = flax_nets.features(model, x, ["encoder"])["encoder"][:, 0]
+    wanted = model.heads.head(jnp.tanh(model.heads.pre_logits(token)))
+    assert model.heads.pre_logits.kernel.shape == (8, 12)
+    np.testing.assert_allclose(model(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_both_heads_of_a_distilled_network_speak_while_it_trains():
+    """DeiT, section 4: their mean in eval mode; both, on request, in train mode."""
+    model = small(depth=1, distilled=True, distilled_training=True)
+    for head in (model.heads.head, model.head_dist):
+        head.kernel[...] = jnp.ones_like(head.kernel[...])
+    model.head_dist.bias[...] = jnp.full_like(model.head_dist.bias[...], 3.0)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    mean = model(x)
+    model.train()
+    logits, distilled = model(x)
+    assert not np.allclose(logits, distilled)
+    np.testing.assert_allclose(mean, (logits + distilled) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_recomputation_changes_neither_outputs_nor_gradients_nor_names():

@@ -38,6 +38,14 @@ class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a skip (Figure 5 left).
 
     Call: x [N, H, W, in_channels] -> [N, H/stride, W/stride, channels].
+
+    Args:
+      stride: of the first convolution. Default 1.
+      groups, base_width: 1 and 64, since only a bottleneck has others.
+      shortcut: what the input passes on its way around, None (default) for nothing: a `projection`,
+        say, where stride or channels change the shape.
+
+    Raises ValueError for other groups and base_width.
     """
 
     expansion = 1
@@ -45,6 +53,11 @@ class BasicBlock(nnx.Module):
     def __init__(
         self, in_channels, channels, stride=1, groups=1, base_width=64, shortcut=None, *, rngs
     ):
+        if (groups, base_width) != (1, 64):
+            raise ValueError(
+                f"a basic block has no groups, got groups={groups}, base_width={base_width}: "
+                'take block="bottleneck"'
+            )
         self.conv1 = layers.Conv(
             in_channels, channels, 3, stride=stride, padding=1, bias=False, rngs=rngs
         )
@@ -70,6 +83,10 @@ class Bottleneck(nnx.Module):
     """1x1 down, 3x3 (grouped in ResNeXt), 1x1 up, and a skip (Figure 5 right).
 
     Call: x [N, H, W, in_channels] -> [N, H/stride, W/stride, 4 * channels].
+
+    Args:
+      stride, shortcut: of the 3x3, and as in `BasicBlock`.
+      groups, base_width: the 3x3 has channels * base_width / 64 * groups channels. Defaults 1, 64.
     """
 
     expansion = 4
