@@ -172,7 +172,7 @@ def test_eval_wants_as_many_classes_as_there_are(capsys, tmp_path):
 
 RECIPE = [
     "--recipe", "resnet20_cifar", "--arguments", "depths=(1,)", "widths=(8,)", "--image-size", "16",
-    "--epochs", "1", "--batch-size", "256", "--milestones", "0.5", "--json",
+    "--epochs", "1", "--batch-size", "256", "--milestones", "0.5", "--dtype", "float16", "--json",
 ]  # fmt: skip
 
 

@@ -298,6 +298,21 @@ def test_every_network_has_a_body_and_a_head(file):
     jax.eval_shape(optimizer.init, flax_nets.functional(model)[1])  # each names some parameter
 
 
+def test_rates_by_layer_and_batch_norm_by_device():
+    """What a recipe says of them reaches the optimizer and the step."""
+    changes = dict(lr_factors=("fc=0", "conv*=1"), batch_norm_groups=2)
+    recipe = dataclasses.replace(
+        cheap("resnet20_cifar"), arguments=("depths=(1,)", "widths=(4,)", "stem_width=4"), **changes
+    )
+    assert recipes.step_options(recipe)["batch_norm_groups"] == 2
+    model, now, step = begin(recipe)
+    batch = next(iter(recipes.batches(recipe, "digits", "train", model, training=True)))
+    before = jax.tree.map(np.asarray, now.params)
+    now, _ = step(now, batch)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, now.params)
+    assert not any(jax.tree.leaves(moved.pop("fc"))) and all(jax.tree.leaves(moved))
+
+
 def test_labels_are_smoothed_once():
     """By the mixing where there is one, else by the loss."""
     recipe = cheap("resnet50_torchvision_v2")
@@ -359,6 +374,9 @@ def test_erasing_comes_after_normalising():
         (dict(shift=2), "shift: moves the plain digits"),
         (dict(freeze=("body", "fc")), 'freeze: got .*, expected "body" alone'),
         (dict(freeze=("fcc",)), "patterns .'fcc'. match no parameter"),
+        (dict(lr_factors=("layer4",)), "lr_factors: got 'layer4', expected PATTERN=X such as"),
+        (dict(lr_factors=("layer=1",)), "patterns .'layer'. match no parameter"),
+        (dict(batch_norm_groups=0), "batch_norm_groups: got 0"),
         (dict(augment=("filp()",)), r"there is no 'filp': did you mean 'flip'\?"),
         (dict(augment=("flip(",)), r"got 'flip\(', expected a call such as flip\(0.5\)"),
         (dict(augment=("flip(p=x)",)), "expected numbers, strings and size, nearest"),

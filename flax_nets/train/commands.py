@@ -37,12 +37,12 @@ PANELS = {
         "mixup", "cutmix", "mix_probability",
     ),
     "training: How much of it, and towards what.": (
-        "batch_size", "test_batch", "epochs", "accumulate", "loss", "label_smoothing",
-        "target_threshold", "aux_weight", "ema_decay",
+        "batch_size", "test_batch", "epochs", "accumulate", "batch_norm_groups", "loss",
+        "label_smoothing", "target_threshold", "aux_weight", "ema_decay",
     ),
     "optimizer: How gradients become updates.": (
-        "optimizer", "lr", "momentum", "nesterov", "betas", "alpha", "eps", "weight_decay",
-        "decay", "decay_exclude", "clip",
+        "optimizer", "lr", "lr_factors", "momentum", "nesterov", "betas", "alpha", "eps",
+        "weight_decay", "decay", "decay_exclude", "clip",
     ),
     "schedule: Of the learning rate. Epochs may be fractions of one.": (
         "schedule", "milestones", "gamma", "decay_epochs", "lr_min", "warmup_epochs",
@@ -127,7 +127,7 @@ class Eval:
     split: Literal["train", "test"] = "test"
     batch_size: int = 64
     image_size: int | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     skip_broken: bool = False
     workers: int = 0
     json: bool = False
@@ -145,6 +145,7 @@ def train_command(argv: list[str]) -> int:
     from flax_nets.train.loop import fit
     from flax_nets.train.mesh import make_mesh
     from flax_nets.train.recipes import _build as build
+    from flax_nets.train.state import LossScale
 
     options: dict[str, Any] = dict(workers=run.workers, skip_broken=run.skip_broken)
     held_out = data.load(run.data, "test", download=run.download)
@@ -169,6 +170,7 @@ def train_command(argv: list[str]) -> int:
         seed=run.seed,
         mesh=make_mesh(fsdp=run.fsdp),
         steps_per_call=run.steps_per_call,
+        loss_scale=LossScale.create() if recipe.dtype == "float16" else None,
         progress=not run.quiet,
         **build.step_options(recipe),
     )

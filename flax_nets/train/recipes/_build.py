@@ -163,8 +163,26 @@ def optimizer(recipe: Recipe, steps: int, model: Any = None) -> optax.GradientTr
         if len(recipe.freeze) > 1:
             raise ValueError(f'freeze: got {recipe.freeze}, expected "body" alone, or patterns')
         heads = dict.fromkeys(_heads(model), made)
-        return groups.param_groups(heads, default=optax.set_to_zero())
-    return groups.freeze(made, recipe.freeze) if recipe.freeze else made
+        made = groups.param_groups(heads, default=optax.set_to_zero())
+    elif recipe.freeze:
+        made = groups.freeze(made, recipe.freeze)
+    if recipe.lr_factors:
+        made = optax.chain(made, groups.scale_rates(_factors(recipe.lr_factors)))
+    return made
+
+
+def _factors(given: Sequence[str]) -> dict[str, float]:
+    """PATTERN=X -> {pattern: x}."""
+    found = {}
+    for text in given:
+        pattern, _, number = text.rpartition("=")
+        try:
+            found[pattern] = float(number)
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise ValueError(f"lr_factors: got {text!r}, expected PATTERN=X such as layer4=0.1")
+    return found
 
 
 def _heads(model: Any) -> list[str]:
@@ -206,6 +224,7 @@ def step_options(recipe: Recipe) -> dict[str, Any]:
         label_smoothing=0.0 if mixed else recipe.label_smoothing,
         aux_weights=recipe.aux_weight,
         accumulate=recipe.accumulate,
+        batch_norm_groups=recipe.batch_norm_groups,
         ema_decay=recipe.ema_decay,
     )
 
