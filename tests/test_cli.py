@@ -155,6 +155,14 @@ def test_train_from_a_checkpoint_then_evaluate(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out) == figures
 
 
+def test_the_digits_are_learnt_by_themselves(capsys, tmp_path):
+    """By the recipe that stands in where neither a network nor a recipe is given."""
+    assert cli.main(["train", "--out", str(tmp_path / "run"), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test_accuracy"] > 0.985
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["recipe"] == "lenet5_digits"
+
+
 def test_images_are_as_large_and_as_colourful_as_the_network_takes_them(capsys, tmp_path):
     path = tmp_path / "fresh.safetensors"
     convert.write(path, convert.export(flax_nets.create_model("resnet20_cifar")))

@@ -57,7 +57,8 @@ class Run:
 
     Args:
       out: the folder of the run.
-      recipe: where the defaults of the options from model on come from, one of those above.
+      recipe: where the defaults of the options from model on come from, one of those above. Where
+        neither it nor a model is given, the digits have lenet5_digits.
       data: digits, mnist:DIR, fashion_mnist:DIR, cifar10:DIR, cifar100:DIR, folder:DIR, hf:NAME or
         tfds:NAME.
       download: fetch MNIST, Fashion-MNIST or CIFAR into DIR if it is not there.
@@ -225,6 +226,9 @@ def eval_command(argv: list[str]) -> int:
 def _parse_train(argv: list[str]) -> tuple[Run, Recipe]:
     """The options, those of the recipe with the defaults of the one that is named."""
     named = _value_of("--recipe", argv)
+    own = named is None and _value_of("--model", argv) is None and _value_of("--out", argv)
+    if own and _value_of("--data", argv) in (None, "digits"):
+        named, argv = "lenet5_digits", ["--recipe", "lenet5_digits", *argv]
     default, text, required = Recipe(model=""), "Train a network.", {"out", "model"}
     if named is not None:
         default, required = recipes.load(named), {"out"}
