@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 import convert
@@ -169,6 +170,25 @@ def test_images_are_as_large_and_as_colourful_as_the_network_takes_them(capsys, 
     argv = ["eval", "--model", "resnet20_cifar", "--weights", str(path), "--image-size", "8"]
     assert cli.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == 355
+
+
+def test_broken_images_are_counted(capsys, tmp_path):
+    small = ["--model", "resnet20_cifar", "--arguments", "depths=(1,)", "widths=(4,)"]
+    for i in range(10):  # of each class the fifth and the tenth are to test on
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (9, 8)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "cat" / "9.png").write_bytes(b"no image")
+    path = tmp_path / "fresh.safetensors"
+    model = flax_nets.create_model("resnet20_cifar", num_classes=2, depths=(1,), widths=(4,))
+    convert.write(path, convert.export(model))
+    argv = ["eval", *small, "--weights", str(path), "--data", f"folder:{tmp_path}"]
+    with pytest.warns(UserWarning, match=r"9\.png: a broken image \(cannot identify image file\)"):
+        assert cli.main([*argv, "--skip-broken"]) == 0
+    assert "of 3 images right" in (printed := capsys.readouterr().out)
+    assert printed.endswith("; broken images skipped: 1\n")
+    assert cli.main(argv) == 2
+    assert "9.png: found a broken image (cannot identify" in capsys.readouterr().err
 
 
 def test_eval_wants_as_many_classes_as_there_are(capsys, tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,6 +141,7 @@ def train_command(argv: list[str]) -> int:
     run, recipe = _parse_train(argv)
     registry.resolve(recipe.model)  # a wrong name fails before anything takes time
     _join_hosts(run)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax, our error tells
     import jax
 
     import convert
@@ -179,12 +182,14 @@ def train_command(argv: list[str]) -> int:
         return 0
     weights = run.out / "weights.safetensors"
     convert.write(weights, convert.export(model))
+    figures = rows[-1] | _skipped(run.skip_broken, train, test)
     if run.json:
-        print(json.dumps({"out": str(run.out), "weights": str(weights), **rows[-1]}))
+        print(json.dumps({"out": str(run.out), "weights": str(weights), **figures}))
     else:
         print(
             f"{rows[-1]['test_accuracy']:.2%} of the held-out images right; wrote {weights} "
             f"(PyTorch's names), {run.out / 'metrics.jsonl'} and {run.out / 'curves.png'}"
+            f"{_said(figures)}"
         )
     return 0
 
@@ -212,6 +217,7 @@ def eval_command(argv: list[str]) -> int:
         )
     apply, params, state = flax_nets.functional(model)
     figures = evaluate(make_eval_step(apply), params, state, batches)
+    figures |= _skipped(args.skip_broken, batches)
     if args.json:
         named = dict(model=recipe.model, weights=recipe.weights, data=name, split=args.split)
         print(json.dumps(named | figures))
@@ -219,8 +225,19 @@ def eval_command(argv: list[str]) -> int:
         print(
             f"{recipe.model} on {name} ({args.split}): {figures['accuracy']:.2%} of "
             f"{figures['count']:.0f} images right, loss {figures['loss']:.4f}"
+            f"{_said(figures)}"
         )
     return 0
+
+
+def _skipped(asked: bool, *batches: Any) -> dict[str, Any]:
+    """How many images could not be read, where that was asked for."""
+    names = {name for found in batches for name in getattr(found, "broken", ())}
+    return {"broken": len(names)} if asked else {}
+
+
+def _said(figures: Mapping[str, Any]) -> str:
+    return f"; broken images skipped: {figures['broken']}" if "broken" in figures else ""
 
 
 def _parse_train(argv: list[str]) -> tuple[Run, Recipe]:
