@@ -14,6 +14,7 @@ import timm.scheduler
 import torch
 from PIL import Image
 
+import convert
 import flax_nets
 from benchmarks.compare import error
 from flax_nets import registry, train
@@ -311,6 +312,24 @@ def test_rates_by_layer_and_batch_norm_by_device():
     now, _ = step(now, batch)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, now.params)
     assert not any(jax.tree.leaves(moved.pop("fc"))) and all(jax.tree.leaves(moved))
+
+
+def test_fine_tuning_is_two_lines():
+    """A new head for a network that has learnt something else, and a recipe with a frozen body."""
+    small = dict(depths=(1,), widths=(8,))
+    before = convert.export(flax_nets.create_model("resnet20_cifar", num_classes=7, **small))
+    model = flax_nets.create_model("resnet20_cifar", weights=before, num_classes=10, **small)
+    recipe = dataclasses.replace(
+        recipes.load("finetune_head"), image_size=16, batch_size=128, epochs=1, milestones=()
+    )
+    (row,) = recipes.fit(recipe, model, "digits", progress=False)
+    assert (row["epoch"], row["step"]) == (1, 11)
+    after = convert.export(model)
+    assert np.array_equal(after["conv1.weight"], before["conv1.weight"])
+    assert np.any(after["fc.bias"])
+    seven = flax_nets.create_model("resnet20_cifar", weights=before, **small)
+    with pytest.raises(ValueError, match=r"digits has 10 classes, and the model tells 7 apart: cr"):
+        recipes.fit("finetune_head", seven, "digits")
 
 
 def test_labels_are_smoothed_once():

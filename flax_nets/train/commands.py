@@ -146,10 +146,8 @@ def train_command(argv: list[str]) -> int:
 
     import convert
     from flax_nets.train import data
-    from flax_nets.train.loop import fit
     from flax_nets.train.mesh import make_mesh
     from flax_nets.train.recipes import _build as build
-    from flax_nets.train.state import LossScale
 
     options: dict[str, Any] = dict(workers=run.workers, skip_broken=run.skip_broken)
     held_out = data.load(run.data, "test", download=run.download)
@@ -159,24 +157,20 @@ def train_command(argv: list[str]) -> int:
         recipe, run.data, "test", model, training=False, source=held_out, **options
     )
     again = argv if run.resume else [*argv, "--resume"]
-    rows = fit(
+    rows = build.fit(
+        recipe,
         model,
-        train,
-        test,
-        build.optimizer(recipe, len(train), model),
-        recipe.epochs,
+        (train, test),
+        seed=run.seed,
         out=run.out,
         resume=run.resume,
         checkpoint_every=run.checkpoint_every,
         keep=run.keep,
         settings=_settings(run, recipe),
         resume_command=f"cd {shlex.quote(os.getcwd())} && flax-nets train {shlex.join(again)}",
-        seed=run.seed,
         mesh=make_mesh(fsdp=run.fsdp),
         steps_per_call=run.steps_per_call,
-        loss_scale=LossScale.create() if recipe.dtype == "float16" else None,
         progress=not run.quiet,
-        **build.step_options(recipe),
     )
     if jax.process_index() > 0:
         return 0

@@ -20,6 +20,10 @@ these tables but `lenet5_digits` was measured here. Where a paper lowers the rat
 stops falling, the recipe has fixed epochs, and says so. The tests take two steps with each recipe,
 and ten with its optimizer and schedule, beside PyTorch's or timm's.
 
+Torchvision's recipes, big_vision's ViT, and those of CBAM, DenseNet, MobileNet-v2 and v3, ResNet,
+ResNeXt, SENet, ShuffleNet, SqueezeNet and Xception were compared with what their authors publish
+beside the papers; the others quote the papers alone.
+
 ## Recipes of the papers
 
 {papers}
