@@ -41,18 +41,22 @@ def write_photos(root: Path, count: int) -> None:
         part.save(folder / f"{i:04}.jpg", quality=90)
 
 
-def measure(pipeline: Pipeline, steps: int, wait: float) -> tuple[float, float]:
-    """(share of the time in steps, the longest time between two in seconds)."""
+def measure(pipeline: Pipeline, steps: int, wait: float) -> tuple[float, float, float]:
+    """(share of the time in steps, the longest between two, this process's work per batch).
+
+    In seconds; the work does not grow when others use the cores too, as the waiting does.
+    """
     batches = (batch for epoch in range(1 << 30) for batch in pipeline.epoch(epoch))
     for _ in range(2):  # made here, and started: neither tells of the stream that follows
         next(batches)
-    longest, begin = 0.0, time.perf_counter()
+    longest, begin, work = 0.0, time.perf_counter(), time.process_time()
     for _ in range(steps):
         time.sleep(wait)
         asked = time.perf_counter()
         next(batches)
         longest = max(longest, time.perf_counter() - asked)
-    return steps * wait / (time.perf_counter() - begin), longest
+    busy = steps * wait / (time.perf_counter() - begin)
+    return busy, longest, (time.process_time() - work) / steps
 
 
 def main() -> None:
@@ -84,10 +88,12 @@ def main() -> None:
             threads=args.threads or (None if args.workers else args.cores),
         )
         try:
-            busy, longest = measure(pipeline, args.steps, args.step / 1e3)
+            busy, longest, work = measure(pipeline, args.steps, args.step / 1e3)
         finally:
             pipeline.close()
-    how = f"{args.workers} processes" if args.workers else f"{pipeline.threads} threads"
+    how = f"{pipeline.threads} threads, {work * 1e3:.0f} ms of work each"
+    if args.workers:  # whose work this process cannot see
+        how = f"{args.workers} processes"
     print(
         f"{args.batch} JPEGs of {SIZE[0]} x {SIZE[1]} ({size / 1e3:.0f} kB) a batch, {how}, "
         f"{args.cores} cores: {busy:.1%} busy in {args.steps} steps of {args.step:g} ms, longest "

@@ -43,7 +43,7 @@ def functional(model: nnx.Module) -> tuple[Callable[..., tuple[Any, Tree]], Tree
         if train and rngs is None and jax.tree.leaves(random):
             raise ValueError(
                 "this network has dropout or stochastic depth: in train mode pass rngs (an "
-                "nnx.Rngs or a JAX key), or create it with dropout=0.0"
+                "nnx.Rngs or a JAX key), or create it with dropout=0.0 (or stochastic_depth=0.0)"
             )
         merged = nnx.merge(graphs[train], params, reseeded(random, rngs), state)
         output = merged(x)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 import convert
@@ -155,12 +156,39 @@ def test_train_from_a_checkpoint_then_evaluate(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out) == figures
 
 
+def test_the_digits_are_learnt_by_themselves(capsys, tmp_path):
+    """By the recipe that stands in where neither a network nor a recipe is given."""
+    assert cli.main(["train", "--out", str(tmp_path / "run"), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test_accuracy"] > 0.985
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["recipe"] == "lenet5_digits"
+
+
 def test_images_are_as_large_and_as_colourful_as_the_network_takes_them(capsys, tmp_path):
     path = tmp_path / "fresh.safetensors"
     convert.write(path, convert.export(flax_nets.create_model("resnet20_cifar")))
     argv = ["eval", "--model", "resnet20_cifar", "--weights", str(path), "--image-size", "8"]
     assert cli.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == 355
+
+
+def test_broken_images_are_counted(capsys, tmp_path):
+    small = ["--model", "resnet20_cifar", "--arguments", "depths=(1,)", "widths=(4,)"]
+    for i in range(10):  # of each class the fifth and the tenth are to test on
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (9, 8)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "cat" / "9.png").write_bytes(b"no image")
+    path = tmp_path / "fresh.safetensors"
+    model = flax_nets.create_model("resnet20_cifar", num_classes=2, depths=(1,), widths=(4,))
+    convert.write(path, convert.export(model))
+    argv = ["eval", *small, "--weights", str(path), "--data", f"folder:{tmp_path}"]
+    with pytest.warns(UserWarning, match=r"9\.png: a broken image \(cannot identify image file\)"):
+        assert cli.main([*argv, "--skip-broken"]) == 0
+    assert "of 3 images right" in (printed := capsys.readouterr().out)
+    assert printed.endswith("; broken images skipped: 1\n")
+    assert cli.main(argv) == 2
+    assert "9.png: found a broken image (cannot identify" in capsys.readouterr().err
 
 
 def test_eval_wants_as_many_classes_as_there_are(capsys, tmp_path):
@@ -172,7 +200,7 @@ def test_eval_wants_as_many_classes_as_there_are(capsys, tmp_path):
 
 RECIPE = [
     "--recipe", "resnet20_cifar", "--arguments", "depths=(1,)", "widths=(8,)", "--image-size", "16",
-    "--epochs", "1", "--batch-size", "256", "--milestones", "0.5", "--json",
+    "--epochs", "1", "--batch-size", "256", "--milestones", "0.5", "--dtype", "float16", "--json",
 ]  # fmt: skip
 
 

@@ -225,6 +225,35 @@ def test_param_groups():
         train.param_groups({"fc": train.sgd(0.1)}, default=train.sgd(0.01)).init(params)
 
 
+@each_optimizer
+def test_rates_by_layer(name):
+    """As PyTorch's groups with rates of their own, that change over time, decay included."""
+    ours, theirs, _ = OPTIMIZERS[name]
+    rng = np.random.default_rng(5)
+    params, grads = draw(rng), [draw(rng) for _ in range(STEPS)]
+    rates, factors = 10 ** rng.uniform(-4, -1, STEPS), {"conv": 0.1, "norm*": 3.0}
+    made = ours(lambda t: jnp.asarray(rates)[t], weight_decay=0.1)
+    scaled = optax.chain(made, train.scale_rates(factors))
+    leaves = [torch.tensor(np.asarray(p)) for p in jax.tree.leaves(params)]
+    groups = [{"params": leaves[:2]}, {"params": leaves[2:]}]
+    reference, history = theirs(groups, lr=1.0, weight_decay=0.1), []
+    for rate, g in zip(rates, grads, strict=True):
+        for group, factor in zip(reference.param_groups, factors.values(), strict=True):
+            group["lr"] = rate * factor
+        for leaf, value in zip(leaves, jax.tree.leaves(g), strict=True):
+            leaf.grad = torch.tensor(np.asarray(value))
+        reference.step()
+        history.append([leaf.numpy().copy() for leaf in leaves])
+    assert error(run_jax(scaled, params, grads), history) < 1e-12
+
+
+def test_errors_of_rates_by_layer():
+    with pytest.raises(ValueError, match=r"\['fc'\] match no parameter"):
+        train.scale_rates({"fc": 2.0}).init(draw(np.random.default_rng(0)))
+    with pytest.raises(ValueError, match=r"factors: got \{'fc': -1.0\}"):
+        train.scale_rates({"fc": -1.0})
+
+
 @pytest.mark.parametrize("pattern", ["conv", "con*", "conv.*"])
 def test_freeze(pattern):
     rng = np.random.default_rng(4)

@@ -7,11 +7,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import timm.optim
 import timm.scheduler
 import torch
 from PIL import Image
 
+import convert
 import flax_nets
 from benchmarks.compare import error
 from flax_nets import registry, train
@@ -31,7 +34,7 @@ STAND_IN = dict(
 )
 OWN = {
     "lenet5_1998": (),  # its loss
-    "resnet50_a1": ("depths=(1,)", "widths=(8,)"),
+    "resnet50_a1": ("depths=(1,1)", "widths=(8,8)", "stochastic_depth=0.05"),  # which it drops
     "mobilenetv1_100_2017": ("depths=(1,1)", "widths=(8,16,32)"),  # depthwise kernels
     "resnet18_cifar10": ("stem=cifar", "depths=(1,1)", "widths=(8,16)"),
     "finetune_head": ("depths=(1,1)", "widths=(8,16)"),  # a frozen body
@@ -143,51 +146,130 @@ def test_rates_are_the_papers(name, steps, rates):
     assert error(found, np.array(list(rates.values()))) <= 1e-12
 
 
-def torchvisions(recipe):
-    """The schedule of its reference script: a warm-up in front of a cosine or of steps."""
+# A parameter of each kind that some recipe treats in its own way.
+LAYERS = {
+    "blocks": {
+        "conv_dw": {"kernel": (3, 3, 1, 4)},
+        "conv_pw": {"kernel": (1, 1, 4, 4)},
+        "bn": {"bias": (4,), "scale": (4,)},
+    },
+    "encoder": {"pos_embedding": (1, 5, 4)},
+    "fc": {"bias": (3,), "kernel": (4, 3)},
+}
+NAMES = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
+
+
+def references_optimizer(recipe, leaves):
+    """PyTorch's, or timm's: with a group of what decays and one of what does not."""
+    known = dict(lr=recipe.lr, betas=recipe.betas, alpha=recipe.alpha, eps=recipe.eps)
+    known["momentum"] = recipe.momentum
+    if recipe.optimizer == "sgd" and recipe.momentum is None:
+        known["momentum"] = 0.9
+    if recipe.nesterov:
+        known["nesterov"] = True
+    own = timm.optim if recipe.optimizer in ("rmsprop_tf", "lamb") else torch.optim
+    cls = {"rmsprop_tf": "RMSpropTF", "lamb": "Lamb"} | NAMES
+    groups = {True: [], False: []}
+    for name, leaf in leaves.items():
+        decays = {
+            "all": True,
+            "matrices": leaf.ndim > 1
+            and not any(pattern.lstrip("*.") in name for pattern in recipe.decay_exclude),
+            "no_norms": ".bn." not in name,
+        }
+        groups[decays[recipe.decay]].append(leaf)
+    split = [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
+    if recipe.weight_decay is not None:
+        split[0]["weight_decay"] = recipe.weight_decay
+    given = {name: value for name, value in known.items() if value is not None}
+    return getattr(own, cls[recipe.optimizer])([g for g in split if g["params"]], **given)
+
+
+def references_rates(recipe, steps):
+    """Of every update, by PyTorch's and timm's schedulers, moved by update or by epoch."""
+    unit = 1 if recipe.stairs else steps
+    total, warmup = recipe.epochs * unit, round(recipe.warmup_epochs * unit)
     optimizer = torch.optim.SGD([torch.zeros(1)], recipe.lr)
-    lr_scheduler = torch.optim.lr_scheduler
+    scheduler = torch.optim.lr_scheduler
+    if recipe.schedule == "timm_cosine":
+        theirs = timm.scheduler.CosineLRScheduler(
+            optimizer, total, lr_min=recipe.lr_min, warmup_t=warmup,
+            warmup_lr_init=recipe.warmup_factor * recipe.lr,
+        )  # fmt: skip
+        found = [theirs._get_lr(t)[0] for t in range(total)]
+        return np.repeat(found, steps // unit)
+    if recipe.schedule == "inverse_sqrt":  # equation 3 of its paper, but for the constant
+        n = np.arange(1, total + 1)
+        return recipe.lr * warmup**0.5 * np.minimum(n**-0.5, n * float(warmup) ** -1.5)
     if recipe.schedule == "cosine":
-        left = recipe.epochs - int(recipe.warmup_epochs)
-        main = lr_scheduler.CosineAnnealingLR(optimizer, left)
-        rising = lr_scheduler.LinearLR(
-            optimizer, recipe.warmup_factor, total_iters=int(recipe.warmup_epochs)
+        main = scheduler.CosineAnnealingLR(optimizer, total - warmup, recipe.lr_min)
+    elif recipe.schedule == "linear":
+        main = scheduler.PolynomialLR(optimizer, total - warmup)
+    elif recipe.schedule == "exponential":
+        main = scheduler.StepLR(optimizer, round(recipe.decay_epochs * unit), recipe.gamma[0])
+    elif len(set(recipe.gamma)) == 1:
+        main = scheduler.MultiStepLR(
+            optimizer, [round(m * unit) for m in recipe.milestones], recipe.gamma[0]
         )
-        return optimizer, lr_scheduler.SequentialLR(
-            optimizer, [rising, main], [int(recipe.warmup_epochs)]
-        )
-    return optimizer, lr_scheduler.StepLR(optimizer, int(recipe.decay_epochs), recipe.gamma[0])
+    else:
+        changes = {round(m * unit): g for m, g in zip(recipe.milestones, recipe.gamma, strict=True)}
+        main = scheduler.MultiplicativeLR(optimizer, lambda t: changes.get(t, 1.0))
+    if warmup:
+        start = max(recipe.warmup_factor, 1e-300)  # PyTorch takes no zero
+        rising = scheduler.LinearLR(optimizer, start, total_iters=warmup)
+        main = scheduler.SequentialLR(optimizer, [rising, main], [warmup])
+    found = []
+    for _ in range(total):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        main.step()
+    return np.repeat(found, steps // unit)
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR's own
-@pytest.mark.parametrize(
-    "name",
-    ["resnet50_torchvision_v2", "vit_b_16_torchvision", "mobilenet_v2_torchvision",
-     "mobilenet_v3_large_torchvision"],
-)  # fmt: skip
-def test_rates_are_torchvisions(name):
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_rate_is_pytorchs(name):
     recipe = recipes.load(name)
-    optimizer, theirs = torchvisions(recipe)
-    wanted = []
-    for _ in range(recipe.epochs):
-        wanted.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        theirs.step()
-    ours = recipes.rate(recipe, 7)
-    for within in (0, 6):
-        assert error(ours(7 * np.arange(recipe.epochs) + within), np.array(wanted)) <= 1e-10
+    wanted = references_rates(recipe, 3)
+    assert len(wanted) == 3 * recipe.epochs
+    assert error(recipes.rate(recipe, 3)(np.arange(len(wanted))), wanted) <= 1e-11
 
 
-@pytest.mark.parametrize("name", ["resnet50_a1", "resnet50_a2", "resnet50_a3"])
-def test_rates_are_timms(name):
-    recipe = recipes.load(name)
-    optimizer = torch.optim.SGD([torch.zeros(1)], recipe.lr)
-    theirs = timm.scheduler.CosineLRScheduler(
-        optimizer, recipe.epochs, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-4
-    )
-    wanted = [theirs._get_lr(epoch)[0] for epoch in range(recipe.epochs)]
-    found = recipes.rate(recipe, 7)(7 * np.arange(recipe.epochs) + 3)
-    assert error(found, np.array(wanted)) <= 1e-12
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+@pytest.mark.parametrize("name", recipes.names())
+def test_ten_steps_are_pytorchs(name):
+    """Optimizer, schedule, what decays, clipping and what is frozen; an epoch for each update."""
+    recipe, rng = recipes.load(name), np.random.default_rng(0)
+    steps = 1 if recipe.epochs >= 10 else 2
+
+    def draw(scale):
+        return jax.tree.map(
+            lambda shape: jnp.asarray(scale * rng.normal(size=shape)),
+            LAYERS,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+
+    params, grads = draw(1.0), [draw(3.0) for _ in range(10)]
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
+    theirs = {n: torch.tensor(np.asarray(p)) for n, (_, p) in zip(names, flat, strict=True)}
+    trained = {n: p for n, p in theirs.items() if not recipe.freeze or n.startswith("fc.")}
+    reference, rates = references_optimizer(recipe, trained), references_rates(recipe, steps)
+    model = flax_nets.create_model("resnet20_cifar", depths=(1,), widths=(4,))  # its head is "fc"
+    optimizer = recipes.optimizer(recipe, steps, model)
+    state = optimizer.init(params)
+    for rate, gradient in zip(rates[:10], grads, strict=True):
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        for n, g in zip(names, jax.tree.leaves(gradient), strict=True):
+            theirs[n].grad = torch.tensor(np.asarray(g))
+        if recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(trained.values(), recipe.clip)
+        for group in reference.param_groups:
+            group["lr"] = rate
+        reference.step()
+        for n, ours in zip(names, jax.tree.leaves(params), strict=True):
+            assert error(ours, theirs[n]) <= 1e-12, n
 
 
 def test_what_decays():
@@ -215,6 +297,39 @@ def test_every_network_has_a_body_and_a_head(file):
     heads = _build._heads(model)
     optimizer = train.param_groups(dict.fromkeys(heads, train.sgd(0.1)), default=train.sgd(0.1))
     jax.eval_shape(optimizer.init, flax_nets.functional(model)[1])  # each names some parameter
+
+
+def test_rates_by_layer_and_batch_norm_by_device():
+    """What a recipe says of them reaches the optimizer and the step."""
+    changes = dict(lr_factors=("fc=0", "conv*=1"), batch_norm_groups=2)
+    recipe = dataclasses.replace(
+        cheap("resnet20_cifar"), arguments=("depths=(1,)", "widths=(4,)", "stem_width=4"), **changes
+    )
+    assert recipes.step_options(recipe)["batch_norm_groups"] == 2
+    model, now, step = begin(recipe)
+    batch = next(iter(recipes.batches(recipe, "digits", "train", model, training=True)))
+    before = jax.tree.map(np.asarray, now.params)
+    now, _ = step(now, batch)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, now.params)
+    assert not any(jax.tree.leaves(moved.pop("fc"))) and all(jax.tree.leaves(moved))
+
+
+def test_fine_tuning_is_two_lines():
+    """A new head for a network that has learnt something else, and a recipe with a frozen body."""
+    small = dict(depths=(1,), widths=(8,))
+    before = convert.export(flax_nets.create_model("resnet20_cifar", num_classes=7, **small))
+    model = flax_nets.create_model("resnet20_cifar", weights=before, num_classes=10, **small)
+    recipe = dataclasses.replace(
+        recipes.load("finetune_head"), image_size=16, batch_size=128, epochs=1, milestones=()
+    )
+    (row,) = recipes.fit(recipe, model, "digits", progress=False)
+    assert (row["epoch"], row["step"]) == (1, 11)
+    after = convert.export(model)
+    assert np.array_equal(after["conv1.weight"], before["conv1.weight"])
+    assert np.any(after["fc.bias"])
+    seven = flax_nets.create_model("resnet20_cifar", weights=before, **small)
+    with pytest.raises(ValueError, match=r"digits has 10 classes, and the model tells 7 apart: cr"):
+        recipes.fit("finetune_head", seven, "digits")
 
 
 def test_labels_are_smoothed_once():
@@ -278,6 +393,9 @@ def test_erasing_comes_after_normalising():
         (dict(shift=2), "shift: moves the plain digits"),
         (dict(freeze=("body", "fc")), 'freeze: got .*, expected "body" alone'),
         (dict(freeze=("fcc",)), "patterns .'fcc'. match no parameter"),
+        (dict(lr_factors=("layer4",)), "lr_factors: got 'layer4', expected PATTERN=X such as"),
+        (dict(lr_factors=("layer=1",)), "patterns .'layer'. match no parameter"),
+        (dict(batch_norm_groups=0), "batch_norm_groups: got 0"),
         (dict(augment=("filp()",)), r"there is no 'filp': did you mean 'flip'\?"),
         (dict(augment=("flip(",)), r"got 'flip\(', expected a call such as flip\(0.5\)"),
         (dict(augment=("flip(p=x)",)), "expected numbers, strings and size, nearest"),

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -19,6 +20,20 @@ class Conv2dSame(nn.Conv2d):
             sides = [total // 2, total - total // 2, *sides]  # F.pad starts at the last axis
         x = F.pad(x, sides)
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class StochasticDepth(nn.Module):
+    """Drops whole examples in train mode (Huang et al. 2016), torchvision's "row" mode."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x):
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= self.rate
+        return torch.where(keep, x / max(1 - self.rate, 1e-12), torch.zeros_like(x))
 
 
 def make_divisible(channels, divisor=8):

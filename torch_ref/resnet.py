@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_ref.layers import StochasticDepth
+
 
 class Downsample(nn.Module):
     """Shortcut A (section 4.2): every second pixel, new channels zero, no parameters."""
@@ -42,6 +44,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = shortcut
+        self.drop_path = nn.Identity()  # its network may set another
 
     def residual(self, x):
         x = F.relu(self.bn1(self.conv1(x)))
@@ -49,7 +52,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x):
         identity = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.residual(x) + identity)
+        return F.relu(self.drop_path(self.residual(x)) + identity)
 
     @property
     def last_norm(self):
@@ -72,6 +75,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = shortcut
+        self.drop_path = nn.Identity()  # its network may set another
 
     def residual(self, x):
         x = F.relu(self.bn1(self.conv1(x)))
@@ -80,7 +84,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x):
         identity = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.residual(x) + identity)
+        return F.relu(self.drop_path(self.residual(x)) + identity)
 
     @property
     def last_norm(self):
@@ -116,6 +120,7 @@ class ResNet(nn.Module):
         in_channels=3,
         dropout=0.0,
         zero_init_last=False,
+        stochastic_depth=0.0,
     ):
         super().__init__()
         channels_in = stem_width or widths[0]
@@ -133,6 +138,8 @@ class ResNet(nn.Module):
                 made = self._block(
                     block, channels_in, channels, stride, groups, base_width, shortcut
                 )
+                share = (sum(depths[:i]) + j) / max(sum(depths) - 1, 1)
+                made.drop_path = StochasticDepth(stochastic_depth * share)
                 stage.append(made)
                 channels_in = channels * made.expansion
             setattr(self, self.stages[i], nn.Sequential(*stage))

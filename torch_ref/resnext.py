@@ -30,6 +30,7 @@ class ResNeXt(ResNet):
         in_channels=3,
         dropout=0.0,
         zero_init_last=False,
+        stochastic_depth=0.0,
     ):
         super().__init__(
             block=widening,
@@ -42,6 +43,7 @@ class ResNeXt(ResNet):
             in_channels=in_channels,
             dropout=dropout,
             zero_init_last=zero_init_last,
+            stochastic_depth=stochastic_depth,
         )
 
 

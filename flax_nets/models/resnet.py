@@ -65,6 +65,7 @@ class BasicBlock(nnx.Module):
         self.conv2 = layers.Conv(channels, channels, 3, padding=1, bias=False, rngs=rngs)
         self.bn2 = layers.BatchNorm(channels, rngs=rngs)
         self.downsample = shortcut
+        self.drop_path = layers.Identity()  # its network may set another
 
     def residual(self, x: jax.Array) -> jax.Array:
         x = relu(self.bn1(self.conv1(x)))
@@ -72,7 +73,7 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         identity = x if self.downsample is None else self.downsample(x)
-        return relu(self.residual(x) + identity)
+        return relu(self.drop_path(self.residual(x)) + identity)
 
     @property
     def last_norm(self) -> layers.BatchNorm:
@@ -105,6 +106,7 @@ class Bottleneck(nnx.Module):
         self.conv3 = layers.Conv(width, out_channels, 1, bias=False, rngs=rngs)
         self.bn3 = layers.BatchNorm(out_channels, rngs=rngs)
         self.downsample = shortcut
+        self.drop_path = layers.Identity()  # its network may set another
 
     def residual(self, x: jax.Array) -> jax.Array:
         x = relu(self.bn1(self.conv1(x)))
@@ -113,7 +115,7 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         identity = x if self.downsample is None else self.downsample(x)
-        return relu(self.residual(x) + identity)
+        return relu(self.drop_path(self.residual(x)) + identity)
 
     @property
     def last_norm(self) -> layers.BatchNorm:
@@ -144,6 +146,8 @@ class ResNet(nnx.Module):
       shortcut: "B", projections where shapes change, or "A", padding without parameters.
       dropout: before the last layer. Default 0.
       zero_init_last: whether the last scale of each block starts at 0. Default False.
+      stochastic_depth: the rate at which the last block's residual is dropped (Huang et al. 2016);
+        before it, the rates rise from 0 along a line, as in timm. Default 0.
     """
 
     blocks = {"basic": BasicBlock, "bottleneck": Bottleneck, "stride_first": StrideFirst}
@@ -164,6 +168,7 @@ class ResNet(nnx.Module):
         in_channels: int = 3,
         dropout: float = 0.0,
         zero_init_last: bool = False,
+        stochastic_depth: float = 0.0,
         *,
         rngs: nnx.Rngs | None,
     ):
@@ -171,6 +176,8 @@ class ResNet(nnx.Module):
             raise ValueError(
                 f"stem must be imagenet or cifar, shortcut A or B; got {stem!r} and {shortcut!r}"
             )
+        if not 0 <= stochastic_depth <= 1:
+            raise ValueError(f"stochastic_depth: got {stochastic_depth}, expected a rate in [0, 1]")
         channels_in = stem_width or widths[0]
         if stem == "imagenet":
             self.conv1 = layers.Conv(
@@ -188,6 +195,8 @@ class ResNet(nnx.Module):
                 made = self._block(
                     block, channels_in, channels, stride, groups, base_width, shortcut, rngs
                 )
+                share = (sum(depths[:i]) + j) / max(sum(depths) - 1, 1)
+                made.drop_path = layers.StochasticDepth(stochastic_depth * share, rngs=rngs)
                 stage.append(made)
                 channels_in = channels * made.expansion
             setattr(self, self.stages[i], layers.Sequential(*stage))

@@ -40,6 +40,7 @@ class ResNeXt(ResNet):
         in_channels: int = 3,
         dropout: float = 0.0,
         zero_init_last: bool = False,
+        stochastic_depth: float = 0.0,
         *,
         rngs: nnx.Rngs | None,
     ):
@@ -54,6 +55,7 @@ class ResNeXt(ResNet):
             in_channels=in_channels,
             dropout=dropout,
             zero_init_last=zero_init_last,
+            stochastic_depth=stochastic_depth,
             rngs=rngs,
         )
 

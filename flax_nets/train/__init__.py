@@ -13,7 +13,7 @@ from typing import Any
 _EXPORTS = {
     "checkpoint": ("Checkpoints",),
     "data": ("Batches", "Dataset", "Pipeline"),
-    "groups": ("decay_mask", "freeze", "param_groups"),
+    "groups": ("decay_mask", "freeze", "param_groups", "scale_rates"),
     "loop": ("Diverged", "Preempted", "fit"),
     "losses": ("binary_cross_entropy", "cross_entropy", "rbf_loss", "topk_correct"),
     "mesh": ("make_mesh", "replicate", "shard", "shard_state"),

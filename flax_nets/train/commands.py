@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,12 +39,12 @@ PANELS = {
         "mixup", "cutmix", "mix_probability",
     ),
     "training: How much of it, and towards what.": (
-        "batch_size", "test_batch", "epochs", "accumulate", "loss", "label_smoothing",
-        "target_threshold", "aux_weight", "ema_decay",
+        "batch_size", "test_batch", "epochs", "accumulate", "batch_norm_groups", "loss",
+        "label_smoothing", "target_threshold", "aux_weight", "ema_decay",
     ),
     "optimizer: How gradients become updates.": (
-        "optimizer", "lr", "momentum", "nesterov", "betas", "alpha", "eps", "weight_decay",
-        "decay", "decay_exclude", "clip",
+        "optimizer", "lr", "lr_factors", "momentum", "nesterov", "betas", "alpha", "eps",
+        "weight_decay", "decay", "decay_exclude", "clip",
     ),
     "schedule: Of the learning rate. Epochs may be fractions of one.": (
         "schedule", "milestones", "gamma", "decay_epochs", "lr_min", "warmup_epochs",
@@ -57,7 +59,8 @@ class Run:
 
     Args:
       out: the folder of the run.
-      recipe: where the defaults of the options from model on come from, one of those above.
+      recipe: where the defaults of the options from model on come from, one of those above. Where
+        neither it nor a model is given, the digits have lenet5_digits.
       data: digits, mnist:DIR, fashion_mnist:DIR, cifar10:DIR, cifar100:DIR, folder:DIR, hf:NAME or
         tfds:NAME.
       download: fetch MNIST, Fashion-MNIST or CIFAR into DIR if it is not there.
@@ -127,7 +130,7 @@ class Eval:
     split: Literal["train", "test"] = "test"
     batch_size: int = 64
     image_size: int | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     skip_broken: bool = False
     workers: int = 0
     json: bool = False
@@ -138,11 +141,11 @@ def train_command(argv: list[str]) -> int:
     run, recipe = _parse_train(argv)
     registry.resolve(recipe.model)  # a wrong name fails before anything takes time
     _join_hosts(run)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax, our error tells
     import jax
 
     import convert
     from flax_nets.train import data
-    from flax_nets.train.loop import fit
     from flax_nets.train.mesh import make_mesh
     from flax_nets.train.recipes import _build as build
 
@@ -154,34 +157,33 @@ def train_command(argv: list[str]) -> int:
         recipe, run.data, "test", model, training=False, source=held_out, **options
     )
     again = argv if run.resume else [*argv, "--resume"]
-    rows = fit(
+    rows = build.fit(
+        recipe,
         model,
-        train,
-        test,
-        build.optimizer(recipe, len(train), model),
-        recipe.epochs,
+        (train, test),
+        seed=run.seed,
         out=run.out,
         resume=run.resume,
         checkpoint_every=run.checkpoint_every,
         keep=run.keep,
         settings=_settings(run, recipe),
         resume_command=f"cd {shlex.quote(os.getcwd())} && flax-nets train {shlex.join(again)}",
-        seed=run.seed,
         mesh=make_mesh(fsdp=run.fsdp),
         steps_per_call=run.steps_per_call,
         progress=not run.quiet,
-        **build.step_options(recipe),
     )
     if jax.process_index() > 0:
         return 0
     weights = run.out / "weights.safetensors"
     convert.write(weights, convert.export(model))
+    figures = rows[-1] | _skipped(run.skip_broken, train, test)
     if run.json:
-        print(json.dumps({"out": str(run.out), "weights": str(weights), **rows[-1]}))
+        print(json.dumps({"out": str(run.out), "weights": str(weights), **figures}))
     else:
         print(
             f"{rows[-1]['test_accuracy']:.2%} of the held-out images right; wrote {weights} "
             f"(PyTorch's names), {run.out / 'metrics.jsonl'} and {run.out / 'curves.png'}"
+            f"{_said(figures)}"
         )
     return 0
 
@@ -209,6 +211,7 @@ def eval_command(argv: list[str]) -> int:
         )
     apply, params, state = flax_nets.functional(model)
     figures = evaluate(make_eval_step(apply), params, state, batches)
+    figures |= _skipped(args.skip_broken, batches)
     if args.json:
         named = dict(model=recipe.model, weights=recipe.weights, data=name, split=args.split)
         print(json.dumps(named | figures))
@@ -216,13 +219,27 @@ def eval_command(argv: list[str]) -> int:
         print(
             f"{recipe.model} on {name} ({args.split}): {figures['accuracy']:.2%} of "
             f"{figures['count']:.0f} images right, loss {figures['loss']:.4f}"
+            f"{_said(figures)}"
         )
     return 0
+
+
+def _skipped(asked: bool, *batches: Any) -> dict[str, Any]:
+    """How many images could not be read, where that was asked for."""
+    names = {name for found in batches for name in getattr(found, "broken", ())}
+    return {"broken": len(names)} if asked else {}
+
+
+def _said(figures: Mapping[str, Any]) -> str:
+    return f"; broken images skipped: {figures['broken']}" if "broken" in figures else ""
 
 
 def _parse_train(argv: list[str]) -> tuple[Run, Recipe]:
     """The options, those of the recipe with the defaults of the one that is named."""
     named = _value_of("--recipe", argv)
+    own = named is None and _value_of("--model", argv) is None and _value_of("--out", argv)
+    if own and _value_of("--data", argv) in (None, "digits"):
+        named, argv = "lenet5_digits", ["--recipe", "lenet5_digits", *argv]
     default, text, required = Recipe(model=""), "Train a network.", {"out", "model"}
     if named is not None:
         default, required = recipes.load(named), {"out"}

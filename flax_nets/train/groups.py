@@ -35,6 +35,35 @@ def param_groups(
     return optax.multi_transform({**groups, "": default}, labels)
 
 
+def scale_rates(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Learning rates by layer, to come after any of `flax_nets.train`'s optimizers.
+
+    >>> from flax_nets.train import adamw
+    >>> optimizer = optax.chain(adamw(1e-3), scale_rates({"fc": 10.0}))  # a faster head
+
+    What PyTorch's parameter groups do with rates in the same proportion, decay included. A factor
+    of 0 stops a layer, but its gradients enter global norms: see `freeze`.
+
+    Args:
+        factors: pattern -> factor; the first pattern that matches a parameter wins.
+
+    Raises:
+        ValueError: (from `init`) a pattern matches no parameter, or a factor is negative.
+    """
+    if not all(factor >= 0 for factor in factors.values()):
+        raise ValueError(f"factors: got {dict(factors)}, expected numbers of at least 0")
+
+    def init(params: Any) -> optax.EmptyState:
+        _first_match(params, tuple(factors), otherwise="")
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        labels = _first_match(updates, tuple(factors), otherwise="")
+        return jax.tree.map(lambda u, label: u * factors.get(label, 1.0), updates, labels), state
+
+    return optax.GradientTransformation(init, update)
+
+
 def freeze(
     optimizer: optax.GradientTransformation, patterns: Sequence[str]
 ) -> optax.GradientTransformation:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import warnings
@@ -296,7 +297,7 @@ def _why_broken(source: Source, index: int) -> str:
         if hasattr(image, "load"):
             image.load()
     except Exception as error:  # Pillow's decoders raise many types
-        return str(error) or type(error).__name__
+        return re.sub(r" <\S+ object at \w+>", "", str(error)) or type(error).__name__
     return ""
 
 

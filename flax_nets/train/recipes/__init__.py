@@ -11,7 +11,8 @@ that it reports, the hardware, and where the recipe departs from it.
 >>> recipes.about("resnet50_a1").splitlines()[0]
 'ResNet-50 by procedure A1.'
 
-For loops of one's own there are `create(recipe)`, `rate(recipe, steps)` and `optimizer(recipe,
+`fit(recipe, model, data)` trains a network of one's own choice as a recipe says. For loops of one's
+own there are `create(recipe)`, `rate(recipe, steps)` and `optimizer(recipe,
 steps)`, `steps` of them to an epoch, `batches(recipe, data, split, model, training=...)`,
 `transform(recipe, model, training)` and `step_options(recipe)`.
 
@@ -28,7 +29,7 @@ from typing import Any
 from flax_nets.registry import suggest
 from flax_nets.train.recipes._recipe import Recipe
 
-_BUILD = ("batches", "create", "optimizer", "rate", "step_options", "transform")
+_BUILD = ("batches", "create", "fit", "optimizer", "rate", "step_options", "transform")
 __all__ = ["Recipe", "about", "load", "names", *_BUILD]
 
 

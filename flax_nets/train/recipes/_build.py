@@ -15,9 +15,11 @@ import optax
 
 import flax_nets
 from flax_nets import preprocess, registry
-from flax_nets.train import data, groups, losses, optim, schedules
+from flax_nets.train import data, groups, loop, losses, optim, schedules
 from flax_nets.train.data.pipeline import Transform
+from flax_nets.train.recipes import load
 from flax_nets.train.recipes._recipe import Recipe
+from flax_nets.train.state import LossScale
 
 # Name -> (the optimizer, its momentum where it has one).
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float | None]] = {
@@ -163,8 +165,26 @@ def optimizer(recipe: Recipe, steps: int, model: Any = None) -> optax.GradientTr
         if len(recipe.freeze) > 1:
             raise ValueError(f'freeze: got {recipe.freeze}, expected "body" alone, or patterns')
         heads = dict.fromkeys(_heads(model), made)
-        return groups.param_groups(heads, default=optax.set_to_zero())
-    return groups.freeze(made, recipe.freeze) if recipe.freeze else made
+        made = groups.param_groups(heads, default=optax.set_to_zero())
+    elif recipe.freeze:
+        made = groups.freeze(made, recipe.freeze)
+    if recipe.lr_factors:
+        made = optax.chain(made, groups.scale_rates(_factors(recipe.lr_factors)))
+    return made
+
+
+def _factors(given: Sequence[str]) -> dict[str, float]:
+    """PATTERN=X -> {pattern: x}."""
+    found = {}
+    for text in given:
+        pattern, _, number = text.rpartition("=")
+        try:
+            found[pattern] = float(number)
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise ValueError(f"lr_factors: got {text!r}, expected PATTERN=X such as layer4=0.1")
+    return found
 
 
 def _heads(model: Any) -> list[str]:
@@ -206,6 +226,7 @@ def step_options(recipe: Recipe) -> dict[str, Any]:
         label_smoothing=0.0 if mixed else recipe.label_smoothing,
         aux_weights=recipe.aux_weight,
         accumulate=recipe.accumulate,
+        batch_norm_groups=recipe.batch_norm_groups,
         ema_decay=recipe.ema_decay,
     )
 
@@ -256,6 +277,56 @@ def batches(
         source, size, seed=seed, drop_last=True, repeats=recipe.repeats,
         mix=_mix(recipe, len(source.classes)), **options,
     )  # fmt: skip
+
+
+def fit(
+    recipe: Recipe | str,
+    model: Any,
+    found: str | tuple[Any, Any],
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> list[loop.Row]:
+    """Train `model` in place as a recipe says, and return a row of figures per epoch.
+
+    The second of the two lines of fine-tuning:
+
+        model = flax_nets.create_model("resnet50", weights="DEFAULT", num_classes=37)
+        rows = recipes.fit("finetune_head", model, "folder:DIR", out="RUN")
+
+    Args:
+      recipe: of which name, network and weights stay aside.
+      model: from `create_model`.
+      found: a data set by its name, or what to train and to test on, as `batches` gives them.
+      seed: of order, augmentation and dropout. Default 0.
+      options: of `flax_nets.train.fit`, such as `out`.
+
+    Raises ValueError where the data have more classes than `model` tells apart.
+    """
+    recipe = load(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(found, str):
+        held_out = data.load(found, "test")
+        told, there = model.spec.complete["num_classes"], len(held_out.classes)
+        if there > told:
+            raise ValueError(
+                f"{found} has {there} classes, and the model tells {told} apart: "
+                f"create_model(..., num_classes={there})"
+            )
+        train = batches(recipe, found, "train", model, training=True, seed=seed)
+        test = batches(recipe, found, "test", model, training=False, source=held_out)
+    else:
+        train, test = found
+    return loop.fit(
+        model,
+        train,
+        test,
+        optimizer(recipe, len(train), model),
+        recipe.epochs,
+        seed=seed,
+        loss_scale=LossScale.create() if recipe.dtype == "float16" else None,
+        **step_options(recipe),
+        **options,
+    )
 
 
 def _channels(model: Any) -> int:

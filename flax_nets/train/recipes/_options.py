@@ -45,7 +45,7 @@ def parse(
     made = [_panel(title, names, known, required) for title, names in panels.items()]
     whole = dataclasses.make_dataclass("Options", made)
     said, prog = io.StringIO(), f"flax-nets {command}"
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    config = (tyro.conf.OmitArgPrefixes,)
     try:
         with contextlib.redirect_stderr(said):
             found: Any = tyro.cli(whole, prog=prog, description=text, args=argv, config=config)
@@ -87,6 +87,8 @@ def _option(hint: Any, about: str, plain: bool) -> Any:
     import tyro
 
     options: dict[str, Any] = {"help": about}
+    if hint is bool and plain:  # off by default: no option to switch it off
+        hint = tyro.conf.FlagCreatePairsOff[bool]
     inner = [t for t in typing.get_args(hint) if t is not type(None)]
     if typing.get_origin(hint) is tuple:  # of any length
         options["metavar"] = f"{METAVARS[inner[0]]} ..."

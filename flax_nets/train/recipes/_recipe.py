@@ -20,7 +20,7 @@ class Recipe:
       freeze: parameters that stay as they are, by patterns of their paths; "body" is all but the
         last layers. Batch norms go on following the data, as PyTorch's do in train mode.
       dropout: the rate. Default: the network's.
-      dtype: what the network computes in; parameters are float32.
+      dtype: what the network computes in; parameters are float32. With float16 the loss is scaled.
       image_size: height and width to train at, in pixels. Default: the network's.
       test_size: height and width to test at. Default: image_size.
       augment: what is done to an image to train on, functions of train.data.augment and policies
@@ -42,6 +42,8 @@ class Recipe:
       aux_weight: what each auxiliary head adds to the loss.
       optimizer: as PyTorch or timm defines it.
       lr: the learning rate at its highest.
+      lr_factors: of some layers, each as PATTERN=X with a pattern of paths, such as "layer4=0.1";
+        the first that matches counts.
       momentum: 0.9 for sgd and rmsprop_tf, 0 for rmsprop.
       nesterov: momentum as Nesterov has it, of sgd.
       betas: of adam, adamw and lamb. Default: the optimizer's.
@@ -53,6 +55,8 @@ class Recipe:
       clip: bound on the global norm of the gradients.
       ema_decay: of running averages of the parameters, which are tested and kept.
       accumulate: parts a batch is computed in, one after the other.
+      batch_norm_groups: parts of a batch, each normalised by its own statistics; as many as there
+        are devices for per-device batch norm.
       schedule: of the learning rate: along half a cosine, constant, multiplied by gamma at the
         milestones (steps) or after every decay_epochs (exponential), down to 0 along a line, timm's
         cosine (of which the warm-up hides the beginning), or the inverse square root of the step.
@@ -70,7 +74,7 @@ class Recipe:
     weights: str | None = None
     freeze: tuple[str, ...] = ()
     dropout: float | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     image_size: int | None = None
     test_size: int | None = None
@@ -94,6 +98,7 @@ class Recipe:
 
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "rmsprop_tf", "lamb"] = "sgd"
     lr: float = 0.05
+    lr_factors: tuple[str, ...] = ()
     momentum: float | None = None
     nesterov: bool = False
     betas: tuple[float, float] | None = None
@@ -105,6 +110,7 @@ class Recipe:
     clip: float | None = None
     ema_decay: float | None = None
     accumulate: int = 1
+    batch_norm_groups: int = 1
 
     schedule: Literal[
         "cosine", "constant", "steps", "exponential", "linear", "timm_cosine", "inverse_sqrt"

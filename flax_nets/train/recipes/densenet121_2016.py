@@ -2,7 +2,7 @@
 
 Source: Huang et al. 2016 (https://arxiv.org/abs/1608.06993), section 4.2 and Table 3.
 Expected: 74.98% top-1 and 92.29% top-5 on ImageNet, one crop of each image.
-Hardware: not reported.
+Hardware: four GPUs in the authors' command (https://github.com/liuzhuang13/DenseNet).
 
 Augmented as in Facebook's ResNets for Torch: crops, mirroring and colours.
 """

@@ -4,14 +4,14 @@ Source: Wightman et al. 2021, "ResNet strikes back" (https://arxiv.org/abs/2110.
 Expected: 79.8% top-1 on ImageNet at 224 pixels.
 Hardware: not reported.
 
-The paper's stochastic depth of 0.05 is left out: the network has none. timm computes in float16,
-this recipe in bfloat16.
+timm computes in float16, this recipe in bfloat16.
 """
 
 from flax_nets.train.recipes import Recipe
 
 RECIPE = Recipe(
     model="resnet50",
+    arguments=("stochastic_depth=0.05",),
     dtype="bfloat16",
     augment=(
         'random_resized_crop(size, interpolation="random")',

@@ -3,6 +3,9 @@
 Source: Xie et al. 2016 (https://arxiv.org/abs/1611.05431), section 5.3 and Table 7.
 Expected: 96.35% on CIFAR-10 and 82.23% on CIFAR-100, averages of ten runs.
 Hardware: eight GPUs.
+
+The first version of the paper had pre-activated blocks and batches of 256; its authors found these
+numbers better (https://github.com/facebookresearch/ResNeXt).
 """
 
 from flax_nets.train.recipes import Recipe

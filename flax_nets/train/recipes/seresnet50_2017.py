@@ -3,7 +3,7 @@
 Source: Hu et al. 2017 (https://arxiv.org/abs/1709.01507), its part on image classification and
     Table 2; the paper does not say the weight decay, which is that of ResNet.
 Expected: 76.71% top-1 and 93.38% top-5 on ImageNet, one crop of each image.
-Hardware: the authors' own system of many GPUs; their number is not reported.
+Hardware: four servers (https://github.com/hujie-frank/SENet); how many GPUs is not reported.
 """
 
 from flax_nets.train.recipes import Recipe

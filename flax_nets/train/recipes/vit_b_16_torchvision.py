@@ -3,7 +3,7 @@
 Source: torchvision's reference scripts
     (https://github.com/pytorch/vision/tree/main/references/classification).
 Expected: 81.072% top-1 on ImageNet.
-Hardware: eight GPUs with 512 images each, as its command has it.
+Hardware: 64 GPUs, with 64 images each.
 
 The averages move after every update by a 32nd of what the script moves them by after every 32nd,
 and from the start on.

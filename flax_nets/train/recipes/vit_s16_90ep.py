@@ -7,7 +7,8 @@ Hardware: six to seven hours on a TPU-v3-8.
 
 10,000 updates of warm-up are 8 epochs of 1,251. Weight decay is 0.0001 beside the rate there, and
 0.1 times the rate of 0.001 here, on kernels alone. Positions are learned here, and sines and
-cosines in the source. RandAugment is timm's form of it.
+cosines in the source, which trains on 99% of the images and keeps Adam's first moment in bfloat16.
+RandAugment is timm's form of it.
 """
 
 from flax_nets.train.recipes import Recipe
