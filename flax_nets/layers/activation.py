@@ -40,10 +40,17 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+@jax.custom_jvp
 def relu6(x: jax.Array) -> jax.Array:
     """min(max(x, 0), 6), gradient 0 at both ends (`torch.nn.ReLU6`)."""
-    inside = (x > 0) & (x < 6)
-    return jnp.where(inside, x, jax.lax.stop_gradient(jnp.clip(x, 0, 6)))
+    return jnp.where(x <= 0, jnp.zeros_like(x), jnp.minimum(x, 6))  # once, as in `relu`
+
+
+@relu6.defjvp
+def _relu6_slope(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    y = relu6(x)
+    return y, jnp.where((y <= 0) | (y >= 6), jnp.zeros_like(tangent), tangent)
 
 
 @jax.custom_jvp

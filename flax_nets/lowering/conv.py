@@ -18,7 +18,6 @@ XLA's backend is slow for all but plain dense convolutions:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -28,7 +27,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from flax_nets.lowering import select
-from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, views
+from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, phases, views
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -299,9 +298,9 @@ def _depthwise_forward(x, kernel, window: Window, precision=None, groups=1):
 
 def _depthwise_to_image(g, kernel, window: Window, precision, groups):
     bands = []
-    for high, rows in _phases(window.rows):
+    for high, rows in phases(window.rows):
         cells = []
-        for wide, columns in _phases(window.columns):
+        for wide, columns in phases(window.columns):
             part = lax.rev(kernel[high, wide], (0, 1))
             if part.size:
                 cells.append(_depthwise_forward(g, part, Window(rows, columns)))
@@ -313,24 +312,6 @@ def _depthwise_to_image(g, kernel, window: Window, precision, groups):
     for position, axis in enumerate(window, start=1):
         x = lax.slice_in_dim(x, axis.low, axis.low + axis.size, axis=position)
     return x.sum(4)
-
-
-def _phases(axis: Axis) -> list[tuple[slice, Axis]]:
-    """The rows of the padded image modulo the stride: which taps reach them, by which windows.
-
-    Tap i of window o reads row o * stride + i * dilation of the padded image.
-    """
-    common = math.gcd(axis.stride, axis.dilation)
-    rows = -(-(axis.low + axis.size) // axis.stride)
-    phases = []
-    for phase in range(axis.stride):
-        taps = [i for i in range(axis.taps) if i * axis.dilation % axis.stride == phase]
-        first, count = (taps[0], len(taps)) if taps else (axis.taps, 1)
-        later, dilation = first * axis.dilation // axis.stride, axis.dilation // common
-        low = later + (count - 1) * dilation
-        windows = Axis(axis.out, count, 1, low, rows - axis.out - later, dilation)
-        phases.append((slice(first, None, axis.stride // common), windows))
-    return phases
 
 
 def _depthwise_to_kernel(x, g, window: Window, precision, groups):

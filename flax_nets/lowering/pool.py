@@ -20,7 +20,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from flax_nets.lowering import select
-from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, views
+from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, phases, views
 
 # Maximum
 
@@ -94,6 +94,49 @@ def _from_winners(x, g, *, window: Window, maximum: Callable):
     return jax.vjp(lambda x: maximum(x, window=window), x)[1](g)[0]
 
 
+def _cpu_from_winners(x, g, *, window: Window):
+    """Which tap won is kept as a number; each place of the image looks for the windows it won."""
+    x, columns = _winners(_along(x, window.columns, 2, -np.inf))
+    _, rows = _winners(_along(x, window.rows, 1, -np.inf))
+    return _to_taps(_to_taps(g, rows, window.rows, 1), columns, window.columns, 2)
+
+
+def _along(x, axis: Axis, position: int, value: float) -> list[jax.Array]:
+    """What each tap sees along one axis of images without a frame."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[position] = (axis.low, axis.covered - axis.size - axis.low, 0)
+    return views(lax.pad(x, jnp.asarray(value, x.dtype), edges), axis, position)
+
+
+def _winners(parts) -> tuple[jax.Array, jax.Array]:
+    """The first maximum of arrays, element by element, and whose it is."""
+    best, place = parts[0], jnp.zeros(parts[0].shape, np.int32)
+    for number, part in enumerate(parts[1:], start=1):
+        later = (part > best) | (part != part)
+        best = jnp.where(later, part, best)
+        place = jnp.where(later, jnp.int32(number), place)
+    return best, place.astype(np.int8)
+
+
+def _to_taps(g, place, axis: Axis, position: int):
+    """Along one axis: what the windows that each place of the image won have to give it."""
+    found = []
+    for taps, windows in phases(axis):
+        numbers = range(axis.taps)[taps][::-1]
+        seen = zip(
+            numbers,  # none, where no tap reaches the phase
+            _along(g, windows, position, 0),
+            _along(place, windows, position, -1),
+            strict=False,
+        )
+        given = [jnp.where(won == number, part, 0) for number, part, won in seen]
+        zeros = jnp.zeros((*g.shape[:position], windows.out, *g.shape[position + 1 :]), g.dtype)
+        found.append(sum(given, start=zeros))
+    x = jnp.stack(found, position + 1)
+    x = x.reshape(*g.shape[:position], -1, *g.shape[position + 1 :])
+    return lax.slice_in_dim(x, axis.low, axis.low + axis.size, axis=position)
+
+
 def _separable(reduce: Callable, x, window: Window, value: float):
     """[N, H, W, C] -> [N, H', W', C]: `reduce` what the columns see, then what the rows see."""
     x = reduce(views(frame(x, window, value), window.columns, 2))
@@ -107,13 +150,11 @@ def _fold(arrays, mapped, primitive, **params):
 
 max_p = select.define("max_pool", _xla_max, _cpu_max, _fold)
 to_winners_p, from_winners_p = (
-    select.define(
-        f"max_pool{way.__name__}",
-        functools.partial(way, maximum=_xla_max),
-        functools.partial(way, maximum=_first_max),
-        _fold,
+    select.define(f"max_pool{way.__name__}", functools.partial(way, maximum=_xla_max), fast, _fold)
+    for way, fast in (
+        (_to_winners, functools.partial(_to_winners, maximum=_first_max)),
+        (_from_winners, _cpu_from_winners),
     )
-    for way in (_to_winners, _from_winners)
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -143,3 +144,21 @@ def views(x: jax.Array, axis: Axis, position: int) -> list[jax.Array]:
         )
         for start in range(0, axis.taps * axis.dilation, axis.dilation)
     ]
+
+
+def phases(axis: Axis) -> list[tuple[slice, Axis]]:
+    """The rows of the padded image modulo the stride: which taps reach them, by which windows.
+
+    Tap i of window o reads row o * stride + i * dilation of the padded image.
+    """
+    common = math.gcd(axis.stride, axis.dilation)
+    rows = -(-(axis.low + axis.size) // axis.stride)
+    found = []
+    for phase in range(axis.stride):
+        taps = [i for i in range(axis.taps) if i * axis.dilation % axis.stride == phase]
+        first, count = (taps[0], len(taps)) if taps else (axis.taps, 1)
+        later, dilation = first * axis.dilation // axis.stride, axis.dilation // common
+        low = later + (count - 1) * dilation
+        windows = Axis(axis.out, count, 1, low, rows - axis.out - later, dilation)
+        found.append((slice(first, None, axis.stride // common), windows))
+    return found
