@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import pathlib
 import re
 
@@ -16,6 +17,7 @@ from benchmarks.compare import state_dict, twin
 from convert import dialects, rules
 from convert.__main__ import main
 from flax_nets import registry
+from flax_nets.create import build
 
 
 @pytest.fixture
@@ -106,6 +108,29 @@ def test_values_that_are_not_finite_load_with_a_warning(lenet, caplog):
         model = flax_nets.create_model("lenet5", weights=lenet)
     assert "2 values are NaN or infinite, in fc1.bias" in caplog.text
     np.testing.assert_array_equal(convert.export(model)["fc1.bias"], lenet["fc1.bias"])
+
+
+def test_large_values_are_finite_though_their_sum_is_not(lenet, caplog):
+    lenet["fc1.bias"] = np.full_like(lenet["fc1.bias"], np.finfo(lenet["fc1.bias"].dtype).max)
+    with caplog.at_level(logging.WARNING):
+        flax_nets.create_model("lenet5", weights=lenet)
+    assert not caplog.text
+
+
+def test_tensors_of_all_sizes_arrive_in_memory_of_their_own():
+    def numbers(entry):
+        kind = np.int64 if entry.rule.flax == "count" else np.float32
+        return np.arange(math.prod(entry.torch_shape), dtype=kind).reshape(entry.torch_shape)
+
+    network = build(registry.resolve("resnet18"))
+    tensors = {entry.key: numbers(entry) for entry in rules.entries(network)}
+    assert {value.nbytes // convert.port.LARGE > 0 for value in tensors.values()} == {True, False}
+    convert.load(network, tensors)
+    for value in tensors.values():
+        value[...] = -1
+    exported = convert.export(network)
+    for entry in rules.entries(network):
+        np.testing.assert_array_equal(exported[entry.key], numbers(entry))
 
 
 def test_a_tree_of_gradients_gets_its_pytorch_names(lenet):
