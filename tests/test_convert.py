@@ -168,6 +168,15 @@ def test_dialects_work_in_both_directions(dialect):
         assert dialect.to_native(foreign.format(**values)) == native.format(**values)
 
 
+def test_a_name_in_common_makes_no_dialect():
+    spec = registry.resolve("resnet18")
+    native = [entry.key for entry in rules.entries(build(spec))]
+    other = [entry.key for entry in rules.entries(build(registry.resolve("squeezenet1_1")))]
+    theirs = dialects.by_name("huggingface", spec)
+    assert {theirs.to_native(key) for key in other} & set(native) == {"fc.weight", "fc.bias"}
+    assert dialects.recognise(other, native, spec).name == "native"
+
+
 def test_an_unknown_dialect_names_the_known():
     model = flax_nets.create_model("vit_tiny_patch16_224", depth=1, image_size=32)
     with pytest.raises(ValueError, match=r"no dialect 'tim'.*native.*timm"):
@@ -219,7 +228,7 @@ def test_one_perturbed_weight_is_found_in_its_stage(key, stage):
 
 def test_command_converts_and_verifies(saved, lenet, tmp_path, capsys):
     out, plot = tmp_path / "out.safetensors", tmp_path / "errors.png"
-    assert main([str(saved), str(out), "--verify", "--plot", str(plot)]) == 0
+    assert main([str(saved), "--verify", "--plot", str(plot), str(out)]) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[0].startswith(f"wrote {out}: 0.5 MiB, 10 tensors, native names")
     assert text.splitlines()[-1].startswith("equal: ")
