@@ -1,11 +1,12 @@
 """Loading a checkpoint: time and memory, ours against PyTorch's.
 
-    python -m benchmarks.convert                                # a few small networks
-    python -m benchmarks.convert --models lenet5 resnet50 vit_h_14 --repeats 5 --out convert
+    python -m benchmarks.convert                               # from lenet5 to vit_h_14
+    python -m benchmarks.convert --only 'resnet*' --rounds 5
 
 For each network random weights are written as a `.pth`, by PyTorch, into a temporary directory
-(2.5 GB for `vit_h_14`; `--folder` says where). Each measurement is a process of its own, the sides
-in turn, so that neither profits from a quieter machine; the file is in the page cache for both.
+(2.5 GB for `vit_h_14`; `TMPDIR` says where). Each measurement is a process of its own, the sides
+in turn, so that neither profits from a quieter machine; the file is in the page cache for all, and
+the first round does not count.
 
 - read: `convert.read` against `torch.load(mmap=True, weights_only=True)`: a dict of mapped tensors.
 - load: into a network that is built already: `convert.load` against `load_state_dict`, after either
@@ -16,28 +17,32 @@ in turn, so that neither profits from a quieter machine; the file is in the page
   with the checkpoint's numbers: `create_model(name, weights=path)` against torchvision's (else the
   twin's) class, built without drawing weights, and `load_state_dict(assign=True)`.
 
-Medians, and ratios ours / theirs: below 1 we are ahead.
+`python -m benchmarks.networks --write docs` puts the results into docs/performance.md.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
-import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from typing import Any
+from collections.abc import Sequence
 
-QUICK = ("lenet5", "resnet18", "mobilenet_v2", "vit_tiny_patch16_224")
+from benchmarks import timing
+from benchmarks.timing import Row
+
+NETWORKS = ("lenet5", "mobilenet_v2", "resnet18", "resnet50", "vgg11", "vit_b_16", "vit_h_14")
 SIDES = ("torch", "ours", "copy")
 WHAT = ("read", "load", "cold")
+# At most: ours over torch's; over a plain copy; over the size of the weights.
+GOALS = {"read": 1.0, "cold": 1.0, "copy": 3.0, "memory": 1.15}
+CALL = "import json; from benchmarks import convert; print(json.dumps(convert.{}({!r}, {!r})))"
+
+
+def jobs() -> Sequence[str]:
+    return NETWORKS
 
 
 def anonymous() -> int:
@@ -171,109 +176,53 @@ def cold_ours(name: str, path: str) -> None:
     jax.block_until_ready(jax.tree.leaves(network))
 
 
-def child(*arguments: str) -> tuple[float, dict[str, float]]:
-    """(seconds of a whole process, what it printed) of one side."""
-    command = [sys.executable, "-m", "benchmarks.convert", "--side", *arguments]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    took = time.perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip()[-500:]}")
-    return took, json.loads(done.stdout or "{}")
-
-
-def measure(name: str, folder: pathlib.Path, repeats: int) -> dict[str, Any]:
-    """All figures of one network."""
-    path = folder / f"{name}.pth"
-    size = make_elsewhere(name, path)
+def measure(job: str, rounds: int) -> Row:
+    """Medians of seconds and bytes of one network."""
     runs: dict[str, list[float]] = {}
-    for _ in range(repeats + 1):
-        for side in SIDES:
-            for key, value in child(side, name, str(path))[1].items():
-                runs.setdefault(f"{side} {key}", []).append(value)
-        for side in SIDES[:2]:
-            runs.setdefault(f"{side} cold", []).append(child(f"cold-{side}", name, str(path))[0])
-    path.unlink()
-    median = {key: statistics.median(values[1:]) for key, values in runs.items()}  # first: warm-up
-    ratios = {what: median[f"ours {what}"] / median[f"torch {what}"] for what in WHAT}
-    ratios["load over copy"] = median["ours load"] / median["copy load"]
-    held = {f"{side} memory over weights": median[f"{side} memory"] / size for side in SIDES[:2]}
-    return {"model": name, "bytes": size, "median": median, "ratio": ratios | held}
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(pathlib.Path(folder, f"{job}.pth"))
+        size = timing.python(CALL.format("make", job, path))
+        for _ in range(rounds + 1):
+            for side in SIDES:
+                for key, value in timing.python(CALL.format(f"{side}_side", job, path)).items():
+                    runs.setdefault(f"{side} {key}", []).append(value)
+            for side in SIDES[:2]:
+                start = time.perf_counter()
+                timing.python(CALL.format(f"cold_{side}", job, path))
+                runs.setdefault(f"{side} cold", []).append(time.perf_counter() - start)
+    medians = {key: statistics.median(values[1:]) for key, values in runs.items()}
+    return {"bytes": size, "medians": medians}
 
 
-def make_elsewhere(name: str, path: pathlib.Path) -> int:
-    """`make` in a process of its own, whose memory is gone afterwards."""
-    return int(child("make", name, str(path))[1]["bytes"])
-
-
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = [
-        "| network | MB | read, ms: ours / torch | load, ms: ours / torch / copy | "
-        "peak memory / weights: ours / torch | cold process, s: ours / torch |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| network | MB | read, ms: ours / torch | load, ms: ours / torch / copy | ours : copy | "
+        "peak memory over weights: ours / torch | cold process, s: ours / torch |",
+        "| --- |" + " ---: |" * 6,
     ]
     for row in rows:
-        median, ratio = row["median"], row["ratio"]
-        ms = {key: f"{1e3 * value:.1f}" for key, value in median.items()}
+        if "error" in row:
+            lines.append(f"| {row['job']} | failed: {row['error']} | | | | | |")
+            continue
+        found, size = row["medians"], row["bytes"]
+        ms = {key: f"{1e3 * value:.4g}" for key, value in found.items()}
+        ratio = {what: found[f"ours {what}"] / found[f"torch {what}"] for what in WHAT}
+        held = [f"{found[f'{side} memory'] / size:.2f}" for side in ("ours", "torch")]
         cells = [
-            row["model"],
-            f"{row['bytes'] / 1e6:.1f}",
-            f"{ms['ours read']} / {ms['torch read']} = {ratio['read']:.2f}",
-            f"{ms['ours load']} / {ms['torch load']} / {ms['copy load']} = "
-            f"{ratio['load']:.2f}, {ratio['load over copy']:.2f} of a copy",
-            f"{ratio['ours memory over weights']:.2f} / {ratio['torch memory over weights']:.2f}",
-            f"{median['ours cold']:.2f} / {median['torch cold']:.2f} = {ratio['cold']:.2f}",
+            row["job"],
+            f"{size / 1e6:.4g}",
+            f"{ms['ours read']} / {ms['torch read']}, **{ratio['read']:.2f}**",
+            f"{ms['ours load']} / {ms['torch load']} / {ms['copy load']}, {ratio['load']:.2f}",
+            f"**{found['ours load'] / found['copy load']:.2f}**",
+            f"**{held[0]}** / {held[1]}",
+            f"{found['ours cold']:.2f} / {found['torch cold']:.2f}, **{ratio['cold']:.2f}**",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
-    packages = ("jax", "flax", "numpy", "torch", "torchvision")
-    return {
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--models", nargs="+", default=QUICK, help="names; default: a few small")
-    parser.add_argument("--repeats", type=int, default=5, help="of which the median is taken")
-    parser.add_argument("--folder", type=pathlib.Path, help="where the weights are written")
-    parser.add_argument("--out", type=pathlib.Path, help="write OUT.json and OUT.md")
-    parser.add_argument("--json", action="store_true", help="print figures for programs")
-    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.side:
-        side, name, path = args.side
-        if side.startswith("cold-"):
-            {"torch": cold_torch, "ours": cold_ours}[side.removeprefix("cold-")](name, path)
-        elif side == "make":
-            print(json.dumps({"bytes": make(name, pathlib.Path(path))}))
-        else:
-            sides = {"torch": torch_side, "ours": ours_side, "copy": copy_side}
-            print(json.dumps(sides[side](name, path)))
-        return 0
-    if args.repeats < 1:
-        parser.error(f"--repeats: got {args.repeats}, expected at least 1")
-    rows = []
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for name in args.models:
-            rows.append(measure(name, pathlib.Path(folder), args.repeats))
-            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-    result = {"machine": machine(), "repeats": args.repeats, "rows": rows}
-    if args.out:
-        args.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-        args.out.with_suffix(".md").write_text(table(rows) + "\n")
-    print(json.dumps(result, indent=2) if args.json else table(rows))
-    return 0
-
+BENCHMARK = timing.Benchmark("convert", __doc__, jobs, measure, table)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(timing.main(BENCHMARK, sys.argv[1:]))

@@ -232,11 +232,18 @@ in `compiled` in the directory of the cache (`~/.cache/flax_nets`, or `FLAX_NETS
 process; `JAX_COMPILATION_CACHE_DIR` names another place, `JAX_ENABLE_COMPILATION_CACHE=0` keeps
 nothing.
 """
+CHECKPOINTS = """## Checkpoints
+
+By `python -m benchmarks.convert`, each measurement in a process of its own, the file in the page
+cache. After a comma stands ours over torch's. Figures in bold have a goal: reading and the cold
+process take at most {read} of torch's time, loading at most {copy} times a plain copy of the bytes,
+and memory at most {memory} times the weights.
+"""
 
 
 def publish(folder: pathlib.Path, rows: Sequence[Row]) -> None:
     """`performance.md`, with what the other benchmarks of speed have measured, and its pictures."""
-    from benchmarks import operations, startup
+    from benchmarks import convert, operations, startup
 
     rows = [row for row in rows if "error" not in row]
     pictures = []
@@ -253,6 +260,7 @@ def publish(folder: pathlib.Path, rows: Sequence[Row]) -> None:
     for title, other in (
         (OPERATIONS, operations.BENCHMARK),
         (STARTUP, startup.BENCHMARK),
+        (CHECKPOINTS.format(**convert.GOALS), convert.BENCHMARK),
     ):
         found = timing.in_order(timing.read(other.results), other.jobs())
         if found:

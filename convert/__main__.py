@@ -43,10 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["inspect"]:
-            return inspect(_inspect_parser().parse_args(argv[1:]))
-        return port(_parser().parse_args(argv))
+            return inspect(_inspect_parser().parse_intermixed_args(argv[1:]))
+        return port(_parser().parse_intermixed_args(argv))  # DST may follow options
     except SystemExit as done:  # argparse, after --help
         return int(done.code or 0)
+    except BrokenPipeError:  # whoever reads, as `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

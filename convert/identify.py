@@ -110,7 +110,7 @@ def _named(keys: Mapping[str, Any]) -> Iterator[str]:
 
     Such a checkpoint may have other sizes than any network here has by its name alone.
     """
-    for dialect in dialects.fixed():
+    for dialect in dialects.all_dialects():
         renamed = sum(dialect.to_native(key) != key.removeprefix(dialect.prefix) for key in keys)
         if dialect.file and dialect.arguments and 2 * renamed > len(keys):
             yield next(iter(registry.module(dialect.file).VARIANTS))

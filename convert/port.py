@@ -17,13 +17,15 @@ from flax import nnx
 
 from convert import configs, dialects, formats, positions, rules
 from flax_nets import registry
-from flax_nets.create import build, require_x64
+from flax_nets.create import build, collector_paused, require_x64
 
 log = logging.getLogger("flax_nets")
 
 StateDict = Mapping[str, np.ndarray]
 Source = StateDict | str | os.PathLike[str]
 ALIGNED = 64  # bytes: what JAX asks of memory on the CPU, to use it without a copy of its own
+SMALL = 1 << 14  # bytes: below, a second copy costs less than an aligned one
+LARGE = 1 << 18  # bytes: from here on, a tensor is worth the trip to another thread
 
 
 @dataclasses.dataclass
@@ -239,7 +241,12 @@ def fill(
 
     Raises one ValueError that names every missing, unexpected and mis-shaped key.
     """
-    entries = {e.key: e for e in rules.entries(model)}
+    _fill({e.key: e for e in rules.entries(model)}, checkpoint, param_dtype, strict)
+
+
+def _fill(
+    entries: Mapping[str, rules.Entry], checkpoint: Checkpoint, param_dtype: Any, strict: bool
+) -> None:
     tensors = checkpoint.tensors
     missing = [
         k
@@ -258,13 +265,19 @@ def fill(
         checkpoint.note(f"{key} is {'missing' if key in entries else 'not used'}")
     _require_dtype(tensors, param_dtype)
     known = [key for key in entries if key in tensors]
+
+    def convert(key: str) -> tuple[np.ndarray, int]:
+        return _to_flax(tensors[key], entries[key].rule, param_dtype), _broken(tensors[key])
+
+    large = [key for key in known if tensors[key].nbytes >= LARGE]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy copies without holding the others up
-        values = pool.map(lambda key: _to_flax(tensors[key], entries[key].rule, param_dtype), known)
-        # In this thread, since whether float64 is allowed (jax.enable_x64) is a matter of threads.
-        for key, value in zip(known, jax.device_put(list(values)), strict=True):
-            entries[key].variable.set_value(value)
-        counts = zip(tensors, pool.map(_broken, tensors.values()), strict=True)
-        broken = {key: count for key, count in counts if count}
+        theirs = pool.map(convert, large)
+        converted = {key: convert(key) for key in set(known).difference(large)}
+        converted |= zip(large, theirs, strict=True)
+    # In this thread, since whether float64 is allowed (jax.enable_x64) is a matter of threads.
+    for key, value in zip(known, jax.device_put([converted[k][0] for k in known]), strict=True):
+        entries[key].variable.set_value(value)
+    broken = {key: converted[key][1] for key in known if converted[key][1]}
     if broken:
         checkpoint.note(
             f"{sum(broken.values())} values are NaN or infinite, in {', '.join(broken)}"
@@ -276,22 +289,23 @@ def _to_flax(value: np.ndarray, rule: rules.Rule, param_dtype: Any) -> np.ndarra
     dtype = np.dtype(jnp.int32 if rule.flax == "count" else dtype).newbyteorder("=")
     ours = rule.layout.to_flax(value).astype(dtype, copy=False)
     # JAX takes over as its own what is contiguous and aligned, which a file's must not become.
-    return _copy(ours)
+    return np.array(ours, order="C") if ours.nbytes < SMALL else _copy(ours)
 
 
 def _copy(view: np.ndarray) -> np.ndarray:
-    """A contiguous, aligned copy. A matrix on its side goes by columns that fill a cache line."""
-    size = view.size * view.dtype.itemsize
-    room = np.empty(size + ALIGNED, np.uint8)
-    start = -room.ctypes.data % ALIGNED
-    copy = room[start : start + size].view(view.dtype).reshape(view.shape)
-    source, target = view.squeeze(), copy.squeeze()  # a kernel of 1x1 is a matrix
-    if source.ndim != 2 or source.flags.c_contiguous:
-        target[...] = source
+    """A contiguous, aligned copy.
+
+    Where its axes come in another order, it goes by columns that fill a cache line.
+    """
+    room = np.empty(view.nbytes + ALIGNED, np.uint8)
+    start = -room.__array_interface__["data"][0] % ALIGNED
+    copy = room[start : start + view.nbytes].view(view.dtype).reshape(view.shape)
+    if view.flags.c_contiguous:
+        copy[...] = view
         return copy
-    width = max(64 // source.itemsize, 1)
-    for i in range(0, source.shape[1], width):
-        target[:, i : i + width] = source[:, i : i + width]
+    width = max(64 // view.itemsize, 1)
+    for i in range(0, view.shape[-1], width):
+        copy[..., i : i + width] = view[..., i : i + width]
     return copy
 
 
@@ -303,11 +317,12 @@ def _require_dtype(tensors: StateDict, param_dtype: Any) -> None:
 
 
 def _broken(value: np.ndarray) -> int:
-    """How many are NaN or infinite. Mostly none are, which the extremes show at once."""
-    if not value.size or not jnp.issubdtype(value.dtype, jnp.floating):
+    """How many are NaN or infinite. Mostly none are, which the sum shows at once."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
         return 0
-    if np.isfinite(value.min()) and np.isfinite(value.max()):
-        return 0
+    with np.errstate(all="ignore"):
+        if np.isfinite(value.sum()):
+            return 0
     return int((~np.isfinite(value)).sum())
 
 
@@ -349,12 +364,13 @@ def load(
     Each value keeps the checkpoint's dtype. Nothing is changed unless everything fits. Raises
     one ValueError that names every key at fault.
     """
-    native = [e.key for e in rules.entries(model)]
-    checkpoint = open_checkpoint(source, native, spec_of(model), dialect)
-    if hasattr(model, "spec"):
-        for name, value in _implied(model.spec, checkpoint.arguments).items():
-            checkpoint.note(f"{checkpoint.implied_by} {name}={value!r}, not this network")
-    fill(model, checkpoint, strict=strict)
+    with collector_paused():
+        entries = {e.key: e for e in rules.entries(model)}
+        checkpoint = open_checkpoint(source, entries, spec_of(model), dialect)
+        if hasattr(model, "spec"):
+            for name, value in _implied(model.spec, checkpoint.arguments).items():
+                checkpoint.note(f"{checkpoint.implied_by} {name}={value!r}, not this network")
+        _fill(entries, checkpoint, None, strict)
     return model
 
 

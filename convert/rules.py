@@ -8,6 +8,7 @@ name and its layout.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,14 +25,19 @@ class Layout:
 
     axes: tuple[int, ...] | None = None
 
+    @functools.cached_property
+    def inverse(self) -> tuple[int, ...]:
+        axes = self.axes or ()
+        return tuple(axes.index(i) for i in range(len(axes)))
+
     def to_flax(self, value: np.ndarray) -> np.ndarray:
         return value if self.axes is None else value.transpose(self.axes)
 
     def to_torch(self, value: np.ndarray) -> np.ndarray:
-        return value if self.axes is None else value.transpose(np.argsort(self.axes))
+        return value if self.axes is None else value.transpose(self.inverse)
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape if self.axes is None else tuple(shape[i] for i in np.argsort(self.axes))
+        return shape if self.axes is None else tuple(shape[i] for i in self.inverse)
 
 
 SAME = Layout()
@@ -91,21 +97,35 @@ def entries(model: nnx.Module) -> list[Entry]:
     return list(_entries(model, ()))
 
 
+@functools.cache
+def _kind(cls: Any) -> str:
+    """What an attribute is, by its class: `isinstance` asks NNX, which takes microseconds."""
+    if issubclass(cls, nnx.Param | nnx.BatchStat):
+        return "number"
+    return "module" if issubclass(cls, nnx.Module) else ""
+
+
 def _entries(module: Any, path: tuple[str, ...]) -> Iterator[Entry]:
     if isinstance(module, nnx.List):
         children = [(str(i), child) for i, child in enumerate(module)]
     else:
         children = [(k, v) for k, v in vars(module).items() if not k.startswith("_")]
-    rules = {r.flax: r for cls in type(module).__mro__ for r in RULES.get(cls, ())}
+    rules = _rules(module.__class__)
     for name, child in children:  # a module's own numbers come first, as in PyTorch
-        if isinstance(child, nnx.Param | nnx.BatchStat):
-            rule = rules.get(name, Rule(name, name))
+        if _kind(child.__class__) == "number":
+            rule = rules.get(name) or Rule(name, name)
             yield Entry(".".join((*path, rule.torch)), rule, child)
     for name, child in children:
-        if isinstance(child, nnx.Module):
+        if _kind(child.__class__) == "module":
             # `nnx.Sequential` keeps its children one level down, PyTorch's does not
             within = isinstance(module, nnx.Sequential) and name == "layers"
             yield from _entries(child, path if within else (*path, name))
+
+
+@functools.cache
+def _rules(cls: Any) -> dict[str, Rule]:
+    """A layer's rules by their names in Flax, its base classes' among them."""
+    return {rule.flax: rule for base in cls.__mro__ for rule in RULES.get(base, ())}
 
 
 def leaf_name(path: tuple[str, ...], value: np.ndarray) -> tuple[str, Rule]:

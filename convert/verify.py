@@ -109,7 +109,7 @@ class Report:
         except ImportError as error:
             raise ImportError("plotting takes matplotlib: pip install matplotlib") from error
         count, floor = len(self.stages), 1e-17  # below it lies an error of zero
-        figure = Figure(figsize=(max(5.0, 0.16 * count + 1.5), 4.5), dpi=120, layout="constrained")
+        figure = Figure(figsize=(max(6.5, 0.16 * count + 1.5), 4.5), dpi=120, layout="constrained")
         axes = figure.subplots()
         heights = [max(s.error, floor) if np.isfinite(s.error) else 1.0 for s in self.stages]
         colours = ["#2e8b57" if s.error <= self.limit else "#c8413b" for s in self.stages]
@@ -121,7 +121,7 @@ class Report:
         step = -(-count // 80)  # more names than that nobody can read
         names = [s.name for s in self.stages[::step]]
         axes.set_xticks(range(0, count, step), names, rotation=90, fontsize=7)
-        axes.set_title(f"{self.model}: {self.verdict}", fontsize=9, loc="left")
+        axes.set_title(f"{self.model}\n{self.verdict}", fontsize=9, loc="left")
         with replacing(target) as stream:
             figure.savefig(stream, format=target.suffix[1:])
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -52,28 +55,56 @@ def create_model(
     >>> model(jax.numpy.zeros((1, 32, 32, 1))).shape
     (1, 7)
     """
-    spec = registry.resolve(name)
     for value in (dtype, param_dtype):
         require_x64(value)
     given = overrides | {"num_classes": num_classes, "in_channels": in_channels}
     own = ("num_classes", "in_channels", "aux_logits")  # None there stands for the network's own
     given = {k: v for k, v in given.items() if v is not None or k not in own}
+    spec = registry.resolve(name)
     if weights is not None:
-        import convert  # only who loads a checkpoint pays for the converter
         from flax_nets.weights.source import resolve
 
         spec, weights = resolve(spec, name, weights)
+    with collector_paused():
+        return _create(spec, weights, given, 0 if rngs is None else rngs, dtype, param_dtype)
+
+
+def _create(
+    spec: registry.Spec,
+    weights: Any,
+    given: dict[str, Any],
+    seed: nnx.Rngs | int,
+    dtype: Any,
+    param_dtype: Any,
+) -> nnx.Module:
+    if weights is not None:
+        import convert  # only who loads a checkpoint pays for the converter
+
         spec, checkpoint = convert.prepare(spec, weights, given)
-    spec = spec.with_arguments(**given)
-    model = build(spec)
+    model = build(spec.with_arguments(**given))
     if weights is not None:
         convert.fill(model, checkpoint, param_dtype)
-    seed = 0 if rngs is None else rngs
     init.fill(model, seed, param_dtype)
     _reseed(model, seed)
     set_dtype(model, dtype)
     set_mode(model, train=False)
     return model
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without garbage collection: of the thousands of new objects none is garbage.
+
+    Else the first network that a process makes would set off a collection of all that its imports
+    left behind, which takes 0.1 s.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def build(spec: registry.Spec) -> nnx.Module:

@@ -1,5 +1,7 @@
 """The benchmarks of speed: that they measure what they say. Never how long anything takes."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from benchmarks import convert as checkpoints
 from benchmarks import networks, operations, startup, timing
 from flax_nets import cli, registry
 from flax_nets.inspect import bench
@@ -121,7 +124,25 @@ def test_networks_end_to_end(tmp_path, capsys):
     assert out.read_text() == before
 
 
-@pytest.mark.parametrize("benchmark", [networks.BENCHMARK, operations.BENCHMARK, startup.BENCHMARK])
+def test_loading_of_checkpoints(monkeypatch):
+    def here(code):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(code, {})
+        return json.loads(printed.getvalue())
+
+    monkeypatch.setattr(timing, "python", here)
+    row = {"job": "lenet5", **checkpoints.measure("lenet5", rounds=1)}
+    assert row["bytes"] == 4 * 61_706
+    assert all(f"{side} {what}" in row["medians"] for side in ("ours", "torch") for what in WHAT)
+    row["medians"] = dict.fromkeys(row["medians"], 1.0) | {"ours load": 2.0, "copy load": 0.5}
+    assert "| 2000 / 1000 / 500, 2.00 | **4.00** |" in checkpoints.table([row])
+
+
+WHAT = (*checkpoints.WHAT, "memory")
+BENCHMARKS = [m.BENCHMARK for m in (networks, operations, startup, checkpoints)]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import pathlib
 import re
 
@@ -16,6 +17,7 @@ from benchmarks.compare import state_dict, twin
 from convert import dialects, rules
 from convert.__main__ import main
 from flax_nets import registry
+from flax_nets.create import build
 
 
 @pytest.fixture
@@ -108,6 +110,29 @@ def test_values_that_are_not_finite_load_with_a_warning(lenet, caplog):
     np.testing.assert_array_equal(convert.export(model)["fc1.bias"], lenet["fc1.bias"])
 
 
+def test_large_values_are_finite_though_their_sum_is_not(lenet, caplog):
+    lenet["fc1.bias"] = np.full_like(lenet["fc1.bias"], np.finfo(lenet["fc1.bias"].dtype).max)
+    with caplog.at_level(logging.WARNING):
+        flax_nets.create_model("lenet5", weights=lenet)
+    assert not caplog.text
+
+
+def test_tensors_of_all_sizes_arrive_in_memory_of_their_own():
+    def numbers(entry):
+        kind = np.int64 if entry.rule.flax == "count" else np.float32
+        return np.arange(math.prod(entry.torch_shape), dtype=kind).reshape(entry.torch_shape)
+
+    network = build(registry.resolve("resnet18"))
+    tensors = {entry.key: numbers(entry) for entry in rules.entries(network)}
+    assert {value.nbytes // convert.port.LARGE > 0 for value in tensors.values()} == {True, False}
+    convert.load(network, tensors)
+    for value in tensors.values():
+        value[...] = -1
+    exported = convert.export(network)
+    for entry in rules.entries(network):
+        np.testing.assert_array_equal(exported[entry.key], numbers(entry))
+
+
 def test_a_tree_of_gradients_gets_its_pytorch_names(lenet):
     model = flax_nets.create_model("lenet5", weights=lenet)
     _, params, _ = flax_nets.functional(model)
@@ -141,6 +166,15 @@ def test_dialects_work_in_both_directions(dialect):
         assert dialect.from_native(native.format(**values)) == theirs
         assert dialect.to_native(theirs) == native.format(**values)
         assert dialect.to_native(foreign.format(**values)) == native.format(**values)
+
+
+def test_a_name_in_common_makes_no_dialect():
+    spec = registry.resolve("resnet18")
+    native = [entry.key for entry in rules.entries(build(spec))]
+    other = [entry.key for entry in rules.entries(build(registry.resolve("squeezenet1_1")))]
+    theirs = dialects.by_name("huggingface", spec)
+    assert {theirs.to_native(key) for key in other} & set(native) == {"fc.weight", "fc.bias"}
+    assert dialects.recognise(other, native, spec).name == "native"
 
 
 def test_an_unknown_dialect_names_the_known():
@@ -194,7 +228,7 @@ def test_one_perturbed_weight_is_found_in_its_stage(key, stage):
 
 def test_command_converts_and_verifies(saved, lenet, tmp_path, capsys):
     out, plot = tmp_path / "out.safetensors", tmp_path / "errors.png"
-    assert main([str(saved), str(out), "--verify", "--plot", str(plot)]) == 0
+    assert main([str(saved), "--verify", "--plot", str(plot), str(out)]) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[0].startswith(f"wrote {out}: 0.5 MiB, 10 tensors, native names")
     assert text.splitlines()[-1].startswith("equal: ")

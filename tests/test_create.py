@@ -1,5 +1,6 @@
 """The public API: names, creation, the functional form, features, and clear errors."""
 
+import gc
 import subprocess
 import sys
 
@@ -60,6 +61,19 @@ def test_creation_works_while_tracing():
         return sum(jnp.sum(jnp.abs(v)) for v in numbers(model))
 
     assert total(0) != total(1)
+
+
+@pytest.mark.parametrize("switch", [gc.enable, gc.disable])
+def test_the_garbage_collector_is_left_as_it_was(switch):
+    before = gc.isenabled()
+    try:
+        switch()
+        flax_nets.create_model("lenet5")
+        with pytest.raises(ValueError, match="missing"):
+            flax_nets.create_model("lenet5", weights={"conv1.weight": np.zeros((6, 1, 5, 5))})
+        assert gc.isenabled() == (switch is gc.enable)
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_a_model_comes_in_eval_mode_and_switches(small):

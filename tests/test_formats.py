@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 
 from benchmarks import fuzz
-from convert.formats import CheckpointError, Placeholder, load_pickle, read, unpickle, write
+from convert.formats import CheckpointError, Placeholder, load_pickle, npz, read, unpickle, write
 
 SAVE = {
     "zip": torch.save,
@@ -898,6 +898,23 @@ def test_damaged_npz(tmp_path, data, message):
         archive.writestr("bad.npy", data)
     with pytest.raises(CheckpointError, match=f"'bad.npy'.*{message}"):
         read(tmp_path / "a.npz")
+
+
+def test_npz_bomb(tmp_path, monkeypatch):
+    zeros = np.zeros(1 << 20, np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", a=zeros, b=zeros)
+    assert read(tmp_path / "a.npz")["b"].nbytes == 1 << 20
+    monkeypatch.setattr(npz, "_ALWAYS", 1 << 20)
+    with (
+        peak_memory() as peak,
+        pytest.raises(
+            CheckpointError, match=r"a\.npz: found [\d,]+ bytes that unpack to 2,097,408"
+        ),
+    ):
+        read(tmp_path / "a.npz")
+    assert peak[0] < 100_000
+    np.savez(tmp_path / "a.npz", a=zeros, b=zeros)
+    assert len(read(tmp_path / "a.npz")) == 2
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

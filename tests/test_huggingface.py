@@ -285,6 +285,29 @@ def test_vit_pytorch_is_the_same_function(pool):
     assert set(convert.export(native)) == set(convert.export(ours))
 
 
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_h_14"])
+def test_the_shapes_of_vit_pytorch_show_all_sizes(name, caplog):
+    sizes = dict(image_size=64, patch_size=32, dim=24, depth=2, heads=3, mlp_dim=40)
+    theirs = randomise(vit_pytorch.ViT(**sizes, num_classes=5).double()).eval()
+    with caplog.at_level(logging.WARNING):
+        ours = flax_nets.create_model(name, weights=state_dict(theirs))
+    assert "width=24, depth=2, num_heads=3, mlp_dim=40, patch_size=32, as vit-py" in caplog.text
+    assert error(flax_output(ours, images(64)), torch_output(theirs, images(64))) <= OUTPUT
+    assert_goes_back(ours, "vit-pytorch", theirs)
+    assert [match.fits for match in convert.identify(state_dict(theirs))] == [True]
+    with pytest.raises(ValueError, match=r"shape \(192, 24\)|unexpected"):
+        flax_nets.create_model(name, weights=state_dict(theirs), width=48, num_heads=3)
+
+
+@pytest.mark.parametrize("channels", [1, 12])
+def test_patches_of_vit_pytorch_have_the_channels_asked_for(channels):
+    theirs = vit_pytorch.ViT(**PACKAGE | dict(patch_size=16), channels=channels)
+    asked = {} if channels == 1 else dict(in_channels=12)
+    ours = flax_nets.create_model("vit_b_16", weights=state_dict(theirs), num_heads=2, **asked)
+    assert ours.spec.arguments["in_channels"] == channels
+    assert_goes_back(ours, "vit-pytorch", theirs)
+
+
 @pytest.mark.parametrize("version", ["1.16", "1.2", "0.40"])
 def test_older_vit_pytorch_is_the_same_function(version):
     theirs = randomise(vit_pytorch.ViT(**PACKAGE).double()).eval()

@@ -299,6 +299,9 @@ def recognise(
 ) -> Dialect:
     """The dialect in which most of `keys` are names of ours; the native one at a tie.
 
+    It is the native one, too, where another knows not a tenth of them: networks that have nothing
+    to do with each other share a "classifier.1.weight".
+
     `implied` gives the names of the network that a dialect's arguments imply. It is asked only
     where the names of the network as it is, `native`, do not account for every key.
     """
@@ -310,7 +313,8 @@ def recognise(
     if native.issuperset(keys) and (spec is None or spec.name not in registry.ALIASES):
         return Dialect("native", "" if spec is None else spec.file)  # as a rule, and soon told
     candidates = of(spec)
-    best = max(candidates, key=lambda d: known(d, native))
-    if implied is None or known(best, native) == len(keys):
-        return best
-    return max(candidates, key=lambda d: known(d, set(implied(d))))
+    counts = {d.name: known(d, native) for d in candidates}
+    if implied is not None and max(counts.values()) < len(keys):
+        counts = {d.name: known(d, set(implied(d))) for d in candidates}
+    best = max(candidates, key=lambda d: counts[d.name])
+    return best if 10 * counts[best.name] >= len(keys) else candidates[0]

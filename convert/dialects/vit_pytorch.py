@@ -11,9 +11,10 @@ after the last version that they hold for.
 - "vit-pytorch-0.40", from 0.10.0: besides, nothing is normalised before the blocks.
 
 Older versions are refused, and so is a single head as wide as the stream, which has no output
-projection. The names do not show the number of heads: it is a 64th of the attention's width, as
-by the package's default, unless `num_heads` is given (and `attention_width` = heads * dim_head
-with it, where heads are no divisor of the width). A network without classes returns all
+projection. The package has no names for sizes: those of the network and of its patches (of images
+with 3 channels, or `in_channels`) are what the shapes show, whichever ViT is asked for. They do not
+show the number of heads: it is a 64th of the attention's width, as by the package's default, unless
+`num_heads` is given. A network without classes returns all
 tokens there, and here what the head would see. SimpleViT, whose positions are constants that the
 package computes in float32, is another function than any of ours.
 """
@@ -21,6 +22,7 @@ package computes in float32, is another function than any of ours.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,17 +35,24 @@ from convert.dialects import Dialect, Shapes, Tensors
 class Patches:
     """A convolution's [o, c, size, size] there is dense, [o, size * size * c], channels last.
 
-    Numbers that do not fit are left as they are, to be reported as mis-shaped.
+    Where the square of `size` times `channels` is not their number, it is the size of patches that
+    have these channels, if there is one, else patches of `size` have others. Numbers that do not
+    fit are left as they are, to be reported as mis-shaped.
     """
 
     native: str
     size: int
+    channels: int
 
     def to_native(self, tensors: Tensors) -> Tensors:
         value = tensors.get(self.native)
-        if value is None or value.ndim != 2 or value.shape[1] % self.size**2:
+        if value is None or value.ndim != 2:
             return tensors
-        value = value.reshape(len(value), self.size, self.size, -1).transpose(0, 3, 1, 2)
+        side = math.isqrt(value.shape[1] // self.channels)
+        size = side if side**2 * self.channels == value.shape[1] else self.size
+        if size == 0 or value.shape[1] % size**2:
+            return tensors
+        value = value.reshape(len(value), size, size, -1).transpose(0, 3, 1, 2)
         return tensors | {self.native: value}
 
     def from_native(self, tensors: Tensors) -> Tensors:
@@ -94,8 +103,7 @@ def vit(arguments: Mapping[str, Any]) -> tuple[Dialect, ...]:
                     f"pool={arguments['pool']!r}: in vit-pytorch before 1.4 the last norm follows "
                     "the pooling, here it comes before; only pool='token' is the same function"
                 )
-            rows = shapes.get(f"{FIRST}.in_proj_weight", (0,))[0]
-            return {} if rows % (3 * 64) or not rows else dict(num_heads=rows // (3 * 64))
+            return sizes(shapes)
 
         attention, mlp = f"{THEIRS}.0.{inner}", f"{THEIRS}.1.{inner}net"
         second, fc1, fc2 = f"{mlp}.0", f"{mlp}.1", f"{mlp}.4"
@@ -122,7 +130,7 @@ def vit(arguments: Mapping[str, Any]) -> tuple[Dialect, ...]:
                 ("heads.head.{rest}", f"{head}.{{rest}}"),
             ),
             tensors=(
-                Patches("conv_proj.weight", arguments["patch_size"]),
+                Patches("conv_proj.weight", arguments["patch_size"], arguments["in_channels"]),
                 Tokens(leading=name != "vit-pytorch"),
             ),
             arguments=dict(norm_eps=1e-5, qkv_bias=False, patch_norm=len(embedding) > 1),
@@ -136,6 +144,21 @@ def vit(arguments: Mapping[str, Any]) -> tuple[Dialect, ...]:
         dialect("vit-pytorch-1.2", "fn.", normed, "mlp_head.0", "mlp_head.1"),
         dialect("vit-pytorch-0.40", "fn.", ["conv_proj"], "mlp_head.0", "mlp_head.1"),
     )
+
+
+def sizes(shapes: Shapes) -> dict[str, Any]:
+    """The constructor's arguments that shapes of native names show."""
+    shown: dict[str, Any] = {}
+    if len(attention := shapes.get(f"{FIRST}.in_proj_weight", ())) == 2:
+        rows, width = attention
+        shown |= dict(width=width, depth=sum(key.endswith(".ln_1.weight") for key in shapes))
+        if rows % (3 * 64) == 0:
+            shown["num_heads"] = rows // (3 * 64)
+        hidden = shapes.get(f"{BLOCK.format(n=0)}.mlp.0.bias", (4 * width,))[0]
+        shown["mlp_dim"] = None if hidden == 4 * width else hidden
+    if len(patches := shapes.get("conv_proj.weight", ())) == 4:
+        shown["patch_size"] = patches[-1]
+    return shown
 
 
 def refuse(shapes: Shapes) -> None:

@@ -15,14 +15,19 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+_GROWTH, _ALWAYS = 16, 1 << 28  # weights pack to nine tenths; bytes that any file may unpack to
 _HEADER_SIZE = 1 << 14  # numpy itself refuses headers above 10,000 characters
 
 
 def load(file: Mapped) -> dict[str, np.ndarray]:
     """All arrays of the archive: views of the file where stored, copies where compressed.
 
-    CRCs are checked, as NumPy does.
+    CRCs are checked, as NumPy does. What little grows enormous is refused before it does.
     """
+    unpacked = sum(m.size for m in file.members.values() if m.method == zipfile.ZIP_DEFLATED)
+    if unpacked > max(_GROWTH * file.size, _ALWAYS):
+        found = f"{file.size:,} bytes that unpack to {unpacked:,}"
+        raise file.error(found, f"at most {_GROWTH} times as many (numpy.savez packs nothing)")
     return {name.removesuffix(".npy"): _array(file, name, m) for name, m in file.members.items()}
 
 
