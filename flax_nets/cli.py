@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise ValueError(f"there is no command {name!r}: it is one of {', '.join(COMMANDS)}")
         if argv is None and name in CACHED:  # a program that calls us has its own settings
+            from flax_nets.lowering import keep_memory
+
             keep_compiled()
             keep_memory()
         module, function, _ = COMMANDS[name]
@@ -83,20 +85,6 @@ def keep_compiled() -> None:
         return  # no home, or one without room or rights: compile each time
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def keep_memory() -> None:
-    """Let the C library keep what XLA frees, where it can be asked to (glibc, on Linux).
-
-    XLA's CPU backend allocates a step's buffers at each step. From the system they come as pages
-    to be cleared, which takes a third of the time of a MobileNet's training step.
-    """
-    import ctypes
-
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        arenas, mapped, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
-        for option, value in ((arenas, 1), (mapped, 0), (trim, -1)):
-            libc.mallopt(option, value)
 
 
 def usage() -> str:
