@@ -26,6 +26,7 @@ Source = StateDict | str | os.PathLike[str]
 ALIGNED = 64  # bytes: what JAX asks of memory on the CPU, to use it without a copy of its own
 SMALL = 1 << 14  # bytes: below, a second copy costs less than an aligned one
 LARGE = 1 << 18  # bytes: from here on, a tensor is worth the trip to another thread
+HUGE = 1 << 25  # bytes: from here on, it is worth the work of all threads
 
 
 @dataclasses.dataclass
@@ -266,13 +267,15 @@ def _fill(
     _require_dtype(tensors, param_dtype)
     known = [key for key in entries if key in tensors]
 
-    def convert(key: str) -> tuple[np.ndarray, int]:
-        return _to_flax(tensors[key], entries[key].rule, param_dtype), _broken(tensors[key])
+    def convert(key: str, spread: Callable = map) -> tuple[np.ndarray, int]:
+        return _to_flax(tensors[key], entries[key].rule, param_dtype, spread), _broken(tensors[key])
 
-    large = [key for key in known if tensors[key].nbytes >= LARGE]
+    huge = [key for key in known if tensors[key].nbytes >= HUGE]
+    large = [key for key in known if LARGE <= tensors[key].nbytes < HUGE]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy copies without holding the others up
+        converted = {key: convert(key, pool.map) for key in huge}
         theirs = pool.map(convert, large)
-        converted = {key: convert(key) for key in set(known).difference(large)}
+        converted |= {key: convert(key) for key in set(known).difference(huge, large)}
         converted |= zip(large, theirs, strict=True)
     # In this thread, since whether float64 is allowed (jax.enable_x64) is a matter of threads.
     for key, value in zip(known, jax.device_put([converted[k][0] for k in known]), strict=True):
@@ -284,18 +287,19 @@ def _fill(
         )
 
 
-def _to_flax(value: np.ndarray, rule: rules.Rule, param_dtype: Any) -> np.ndarray:
+def _to_flax(value: np.ndarray, rule: rules.Rule, param_dtype: Any, spread: Callable) -> np.ndarray:
     dtype = param_dtype if param_dtype is not None else value.dtype
     dtype = np.dtype(jnp.int32 if rule.flax == "count" else dtype).newbyteorder("=")
     ours = rule.layout.to_flax(value).astype(dtype, copy=False)
     # JAX takes over as its own what is contiguous and aligned, which a file's must not become.
-    return np.array(ours, order="C") if ours.nbytes < SMALL else _copy(ours)
+    return np.array(ours, order="C") if ours.nbytes < SMALL else _copy(ours, spread)
 
 
-def _copy(view: np.ndarray) -> np.ndarray:
+def _copy(view: np.ndarray, spread: Callable) -> np.ndarray:
     """A contiguous, aligned copy.
 
-    Where its axes come in another order, it goes by columns that fill a cache line.
+    Where its axes come in another order, it goes by columns that fill a cache line, which `spread`
+    (map, or a pool's) may share out.
     """
     room = np.empty(view.nbytes + ALIGNED, np.uint8)
     start = -room.__array_interface__["data"][0] % ALIGNED
@@ -304,8 +308,13 @@ def _copy(view: np.ndarray) -> np.ndarray:
         copy[...] = view
         return copy
     width = max(64 // view.itemsize, 1)
-    for i in range(0, view.shape[-1], width):
-        copy[..., i : i + width] = view[..., i : i + width]
+
+    def columns(starts: range) -> None:
+        for i in starts:
+            copy[..., i : i + width] = view[..., i : i + width]
+
+    starts, parts = range(0, view.shape[-1], width), os.cpu_count() or 1
+    list(spread(columns, [starts[part::parts] for part in range(parts)]))
     return copy
 
 

@@ -115,7 +115,7 @@ def _winners(parts) -> tuple[jax.Array, jax.Array]:
         later = (part > best) | (part != part)
         best = jnp.where(later, part, best)
         place = jnp.where(later, jnp.int32(number), place)
-    return best, place.astype(np.int8)
+    return best, place.astype(np.int8 if len(parts) <= 128 else np.int32)
 
 
 def _to_taps(g, place, axis: Axis, position: int):
