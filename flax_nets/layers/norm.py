@@ -109,7 +109,7 @@ def _by_batch_slope(primals: tuple, tangents: tuple) -> tuple:
     """With all that is one number per channel multiplied out before it meets the images.
 
     So the way back reads them twice, for the two sums per channel that it needs, and for the
-    gradient. What JAX derives from the function reads and writes them twice as often.
+    gradient. What JAX derives from the function reads and writes them more often.
     """
     x, scale, bias, eps = primals
     dx, dscale, dbias, _ = tangents
