@@ -64,7 +64,10 @@ def test_the_page_of_parity(tmp_path, monkeypatch):
             "OUT",
             '{"job": "timm/resnet50", "parameters": 7, "eval": {"outputs": 2e-15, "gradients": '
             '3e-13, "input_gradient": 4e-13}, "equal": true}\n'
-            '{"job": "timm/vgg11", "equal": false, "error": "flax: killed"}\n',
+            '{"job": "timm/vgg11", "equal": false, "error": "flax: killed"}\n'
+            '{"job": "torch_ref/vgg11", "parameters": 7, "train": {"outputs": 2e-12, "gradients": '
+            '3e-13, "input_gradient": 4e-13, "statistics": 0}, "itself": {"outputs": 3e-12, '
+            '"gradients": 0, "input_gradient": 0, "statistics": 0}, "equal": true}\n',
         ),
         ("OUT32", '{"job": "timm/resnet50", "ours": 3e-7, "theirs": 2e-7, "equal": true}\n'),
         ("PAGE", ""),
@@ -76,7 +79,15 @@ def test_the_page_of_parity(tmp_path, monkeypatch):
     page = (tmp_path / "PAGE").read_text()
     assert "| timm | resnet50 | 7 | 2e-15 | 3e-13 | 4e-13 | - | 3.0e-07 / 2.0e-07 |" in page
     assert "| timm | vgg11 | failed: flax: killed |" in page
-    assert "2 of " in page and "1 of them within the limits" in page
+    assert "| torch_ref | vgg11 | 7 | 2e-12 (3e-12) | 3e-13 | 4e-13 | 0e+00 | - |" in page
+    assert "3 of " in page and "2 of them within the limits" in page
+
+
+@pytest.mark.parametrize("itself", [{}, {"outputs": 1e-12}, {"outputs": 3e-12}])
+def test_pytorch_against_itself_is_the_measure_in_train_mode_only(itself):
+    row = {"train": {"outputs": 2e-12, "gradients": 1e-10}, "itself": itself}
+    assert gallery.parity.equal(row) == (itself == {"outputs": 3e-12})
+    assert not gallery.parity.equal(row | {"eval": {"outputs": 2e-12}})
 
 
 def test_a_drawing_shows_every_box_once():
