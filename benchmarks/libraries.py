@@ -90,16 +90,23 @@ def materialise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """
     from benchmarks.compare import randomise
 
-    model = model.double().to_empty(device="cpu")
+    model = draw_kernels(model.double().to_empty(device="cpu"), seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim <= 1:
+                parameter.zero_()
+    return randomise(model, seed)
+
+
+def draw_kernels(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Draw every kernel and matrix anew, so that what comes out is as large as what goes in."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 fan_in = max(parameter[0].numel(), 1)
                 parameter.normal_(0, fan_in**-0.5, generator=generator)
-            else:
-                parameter.zero_()
-    return randomise(model, seed)
+    return model
 
 
 def numpy_state(model: torch.nn.Module) -> Mapping[str, np.ndarray]:

@@ -138,6 +138,58 @@ def test_conv_families(size, channels, taps, stride, padding, dilation, groups):
     check_conv(rng, shape, pairs[0], channels[1], pairs[1], (both, both), pairs[2], groups)
 
 
+@few
+@given(st.data())
+def test_float32_forms_are_exact(data):
+    """On small whole numbers, whose sums float32 holds: the forms that float64 does not take."""
+    draw = data.draw
+    taps, stride, dilation = draw(ones_and_twos), draw(ones_and_twos), draw(ones_and_twos)
+    taps = tuple(k + draw(st.integers(0, 2)) for k in taps)
+    side = st.tuples(st.integers(0, 3), st.integers(0, 3))
+    padding = (draw(side), draw(side))
+    extents = [(k - 1) * d + 1 for k, d in zip(taps, dilation, strict=True)]
+    size = [max(e, 6) + draw(st.integers(0, 3)) for e in extents]
+    inputs = draw(st.sampled_from([2, 1 + 128 // (taps[0] * taps[1])]))
+    images, outputs = draw(st.sampled_from([1, 2, 6])), draw(st.sampled_from([1, 3]))
+    keywords = {"stride": stride, "padding": padding, "dilation": dilation}
+    check_float32(draw(st.integers(0, 99)), (images, *size, inputs), taps, outputs, keywords)
+
+
+@pytest.mark.parametrize(
+    ("shape", "taps", "outputs", "stride"),
+    [
+        pytest.param((2, 36, 36, 256), 1, 512, 1, id="many products"),
+        pytest.param((3, 37, 37, 8), 1, 12, 1, id="bands of places"),
+        pytest.param((2, 73, 71, 8), 1, 12, 2, id="strided"),
+        pytest.param((2, 60, 60, 3), 2, 6, 2, id="patches"),
+        pytest.param((2, 81, 41, 16), 3, 16, 1, id="bands of rows"),
+        pytest.param((8, 33, 33, 16), 3, 16, 2, id="phases"),
+    ],
+)
+def test_large_float32_forms_are_exact(shape, taps, outputs, stride):
+    check_float32(
+        0, shape, (taps, taps), outputs, {"stride": stride, "padding": taps // 2 * (taps % 2)}
+    )
+
+
+def check_float32(seed, shape, taps, outputs, keywords):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-3, 4, shape).astype(np.float32)
+    kernel = rng.integers(-3, 4, (*taps, shape[3], outputs)).astype(np.float32)
+
+    def function(x, kernel):
+        return lowering.conv(x, kernel, **keywords)
+
+    found = []
+    for form in ("xla", "cpu"):
+        with lowering.use(form):
+            results = jax.eval_shape(function, x, kernel).shape
+            g = np.random.default_rng(0).integers(-3, 4, results).astype(np.float32)
+            found.append(jax.jit(lambda *a: pull(function, *a))(g, x, kernel))
+    for plain, ours in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(plain, ours)
+
+
 SMALL = [  # x, kernel, keywords: one of each family
     ((2, 5, 5, 2), (3, 3, 2, 3), {"padding": 1}),
     ((2, 5, 6, 2), (3, 2, 2, 3), {"stride": 2, "dilation": (1, 2), "padding": 1}),

@@ -18,6 +18,7 @@ XLA's backend is slow for all but plain dense convolutions:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -124,7 +125,7 @@ def _kernel(x, g, window: Window, groups: int = 1):
 def _dense_forward(x, kernel, window: Window, precision, groups=1):
     if _flat(window) or _outside(window) or _few_places(x, kernel, window):
         return _patch_product(x, kernel, window, precision)
-    return _xla_forward(x, kernel, window=window, groups=1, precision=precision)
+    return _side_by_side(x, kernel, window, precision)
 
 
 def _dense_to_image(g, kernel, window: Window, precision, groups=1):
@@ -133,6 +134,16 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
     if _flat(window) or slow or _few_places(g, kernel, window):
         x = _image(g, kernel, window)
         return select.transposed(lambda x: _patch_product(x, kernel, window, precision), x, g)
+    if window.stride == (1, 1):
+        return _side_by_side(g, lax.rev(kernel, (0, 1)).swapaxes(2, 3), back, precision)
+    if g.dtype == jnp.float32 and kernel.shape[2] >= 16:
+        return _by_phases(
+            lambda part, window: _dense_forward(g, part.swapaxes(2, 3), window, precision),
+            kernel.shape[2],
+            g,
+            kernel,
+            window,
+        )
     return lax.conv_general_dilated(
         g,
         lax.rev(kernel, (0, 1)).swapaxes(2, 3),
@@ -146,22 +157,42 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 
 
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
-    flat = _flat(window) or _outside(Window(*(_sideways(axis) for axis in window)))
-    product = _kernel_of_patches if flat else _kernel_product
-    bands = _bands(x, g, window, flat)
-    if bands > 1:
-        return _kernel_by_bands(product, x, g, window, precision, bands)
-    return product(x, g, window, precision)
-
-
-def _kernel_of_patches(x, g, window: Window, precision):
-    contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    kernel = lax.dot_general(_patches(x, window), g, contract, precision=precision)
-    return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
+    places = g.shape[0] * window.out[0] * window.out[1]
+    banded = x.dtype == jnp.float32 and isinstance(places, int)
+    if not _flat(window) and not _outside(Window(*(_sideways(axis) for axis in window))):
+        bands = -(-places // BAND) if banded else 1
+        return _kernel_by_bands(x, g, window, precision, bands)
+    if banded and _many(places, x, g, window):
+        return _pointwise_by_bands(x, g, window, precision, places)
+    if banded and not select.alone():  # bands of places would split the batch once more
+        return _kernel_by_bands(x, g, window, precision, -(-places // BAND))
+    patches = _patches(x, window)
+    patches, g = (a.reshape(-1, a.shape[3]) for a in (patches, g))
+    kernel = (_product_by_bands if banded else _product)(patches, g, precision)
+    return kernel.reshape(*window.taps, x.shape[3], g.shape[1])
 
 
 def _kernel_product(x, g, window: Window, precision):
-    """A convolution of the images with the cotangent, images and channels having traded places."""
+    """A convolution of the images with the cotangent, images and channels having traded places.
+
+    In float32 the images' channels stand along its columns, so that its result is wide (`TILE`):
+    tap by tap, and channel by channel within a tap.
+    """
+    if x.dtype == jnp.float32 and window.columns.dilation == 1:
+        channels = x.shape[3]
+        kernel = lax.conv_general_dilated(
+            x.transpose(1, 2, 3, 0).reshape(1, x.shape[1], -1, x.shape[0]),  # [1, H, W * I, N]
+            g.transpose(1, 2, 0, 3),  # [H', W', N, O]
+            (window.rows.dilation, 1),
+            [
+                (axis.low * step, (axis.covered - axis.size - axis.low) * step)
+                for axis, step in zip(window, (1, channels), strict=True)
+            ],
+            rhs_dilation=(window.rows.stride, window.columns.stride * channels),
+            dimension_numbers=LAYOUT,
+            precision=precision,
+        )
+        return kernel.reshape(*window.taps, channels, -1)
     kernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),  # [I, H, W, N]
         g.transpose(1, 2, 0, 3),  # [H', W', N, O]
@@ -178,28 +209,33 @@ def _kernel_product(x, g, window: Window, precision):
 # puts a kernel's gradient 7 times as far from the truth as PyTorch's; sums of this many at a time
 # bring it as near, and cost no time.
 BAND = 3200
-# The matrix product of the images' transpose wants that transpose in memory. Made in one piece, it
-# is fused with whatever made the images, all of it read against the grain: a fifth of the step of a
+# The product of the images' transpose wants that transpose in memory. Made in one piece, it is
+# fused with whatever made the images, all of it read against the grain: a fifth of the step of a
 # ResNet-50. A loop takes the images as they are, and transposes bands that fit into a cache.
-BYTES = 1 << 20
+BYTES = 3 << 20
+MANY = 1 << 28  # products from which a convolution is faster than the matrix product
+PLACES = 1568  # in each band of a matrix product
 
 
-def _bands(x, g, window: Window, flat: bool) -> int:
-    """How many bands of rows to take one by one; 1 for all at once."""
-    places = g.shape[0] * window.out[0] * window.out[1]
-    if x.dtype != jnp.float32 or not isinstance(places, int):
-        return 1
-    if not flat:
-        return -(-places // BAND)
-    inputs, outputs = x.shape[3] * window.taps[0] * window.taps[1], g.shape[3]
-    most = max(BYTES, 2 * inputs * outputs * 4)  # each band adds to the sums in memory
-    bands = max(2, places * (inputs + outputs) * 4 // most)
-    return min(bands, window.out[0]) if places > 64 else 1
+def _many(places: int, x, g, window: Window) -> bool:
+    return window.taps == (1, 1) and places * x.shape[3] * g.shape[3] >= MANY
 
 
-def _kernel_by_bands(product: Callable, x, g, window: Window, precision, bands: int):
+def _pointwise_by_bands(x, g, window: Window, precision, places: int):
+    if g.shape[3] > x.shape[3]:  # the one with more channels should stand along the columns
+        window_g = make(g.shape, 1, 1, 0, 1)
+        (seen,) = _taps(x, window)
+        return _pointwise_by_bands(g, seen, window_g, precision, places).swapaxes(2, 3)
+    bands = places * (x.shape[3] + g.shape[3]) * 4 // BYTES
+    return _kernel_by_bands(x, g, window, precision, max(bands, 2))
+
+
+def _kernel_by_bands(x, g, window: Window, precision, bands: int):
+    """The sum of `_kernel_product` over bands of rows."""
+    if bands <= 1:
+        return _kernel_product(x, g, window, precision)
     rows, columns = window
-    height = -(-rows.out // bands)
+    height = -(-rows.out // _divisor(rows.out, bands))
     bands = -(-rows.out // height)
     missing = bands * height - rows.out
     g = jnp.pad(g, ((0, 0), (0, missing), (0, 0), (0, 0)))
@@ -213,9 +249,112 @@ def _kernel_by_bands(product: Callable, x, g, window: Window, precision, bands: 
         start = number * height
         seen = lax.dynamic_slice_in_dim(x, start * rows.stride, band.rows.size, axis=1)
         part = lax.dynamic_slice_in_dim(g, start, height, axis=1)
-        return total + product(seen, part, band, precision), None
+        return total + _kernel_product(seen, part, band, precision), None
 
     return lax.scan(add, _kernel(x, g, window), np.arange(bands, dtype=np.int32))[0]
+
+
+def _product(x, g, precision):
+    """[places, I], [places, O] -> [I, O]."""
+    return lax.dot_general(x, g, (((0,), (0,)), ((), ())), precision=precision)
+
+
+def _product_by_bands(x, g, precision):
+    places, inputs, outputs = x.shape[0], x.shape[1], g.shape[1]
+    if places <= 64:
+        return _product(x, g, precision)
+    most = max(BYTES, 2 * inputs * outputs * 4)  # each band adds to the sums in memory
+    wanted = max(places // PLACES, places * (inputs + outputs) * 4 // most, 2)
+    bands = _divisor(places, min(wanted, places))
+    height = -(-places // bands)
+    x, g = (
+        jnp.pad(a, ((0, bands * height - places), (0, 0))).reshape(bands, height, -1)
+        for a in (x, g)
+    )
+
+    def add(total, band):
+        return total + _product(*band, precision), None
+
+    return lax.scan(add, jnp.zeros((inputs, outputs), x.dtype), (x, g))[0]
+
+
+def _divisor(length: int, wanted: int) -> int:
+    """A number of parts that `length` divides into, at least `wanted`; else `wanted`."""
+    fitting = [n for n in range(wanted, min(2 * wanted, length) + 1) if length % n == 0]
+    return min(fitting, default=min(wanted, length))
+
+
+# XLA's float32 convolution shares its result among the threads in tiles of this many columns and
+# channels; the rows, and the images, come one after the other. So one thread makes 64 channels of
+# images that are 56 wide, while the others wait, unless several images stand side by side.
+TILE = 64
+COLUMNS = 1024  # as many as are worth it: the rows that a window sees should fit into a cache
+
+
+def _side_by_side(x, kernel, window: Window, precision):
+    """XLA's convolution of wide rows made of several images', with zeros between these."""
+    rows, columns = window
+    together = _together_in_a_row(x, kernel, window)
+    if together == 1:
+        return _xla_forward(x, kernel, window=window, groups=1, precision=precision)
+    # No window sees two images, and none starts in the middle of an image's padding.
+    seen = min(columns.low + columns.size, columns.covered)
+    out = -(-max(seen, columns.covered - columns.low) // columns.stride)
+    slot = out * columns.stride
+    edges = (columns.low, slot - columns.size - columns.low, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), edges, (0, 0, 0)])
+    x = x.reshape(-1, together, rows.size, slot, x.shape[3]).swapaxes(1, 2)
+    row = Axis(
+        together * slot,
+        columns.taps,
+        columns.stride,
+        0,
+        columns.extent - columns.stride,
+        columns.dilation,
+    )
+    y = _xla_forward(
+        x.reshape(-1, rows.size, row.size, x.shape[4]),
+        kernel,
+        window=Window(rows, row),
+        groups=1,
+        precision=precision,
+    )
+    y = y.reshape(-1, rows.out, together, out, y.shape[3]).swapaxes(1, 2)
+    return y.reshape(-1, *y.shape[2:])[:, :, : columns.out]
+
+
+def _together_in_a_row(x, kernel, window: Window) -> int:
+    """How many images should stand side by side: a divisor of their number."""
+    images, taps = x.shape[0], window.taps[0] * window.taps[1]
+    tiles = -(-kernel.shape[3] // TILE) * -(-window.columns.out // TILE)
+    few = isinstance(images, int) and tiles < 4 and x.shape[3] * taps >= 128
+    if x.dtype != jnp.float32 or not few or not select.alone():
+        return 1
+    most = max(1, COLUMNS // window.columns.out)
+    return max(number for number in range(1, most + 1) if images % number == 0)
+
+
+def _by_phases(conv: Callable, channels: int, g, kernel, window: Window):
+    """The images [N, H, W, channels] of a result: put together from the phases of the stride.
+
+    Args:
+      conv: (the taps of a phase, rotated by half a turn, and their window over `g`) -> its pixels.
+    """
+    bands = []
+    for high, rows in phases(window.rows):
+        cells = []
+        for wide, columns in phases(window.columns):
+            part = lax.rev(kernel[high, wide], (0, 1))
+            if part.size:
+                cells.append(conv(part, Window(rows, columns)))
+            else:  # no tap reaches this phase
+                cells.append(jnp.zeros((g.shape[0], rows.out, columns.out, channels), g.dtype))
+        bands.append(jnp.stack(cells, 3))
+    x = jnp.stack(bands, 2)  # [N, rows, row phases, columns, column phases, channels]
+    x = x.reshape(-1, rows.out * len(bands), columns.out * len(cells), channels)
+    for position, axis in enumerate(window, start=1):
+        x = lax.slice_in_dim(x, axis.low, axis.low + axis.size, axis=position)
+    return x
 
 
 def _patch_product(x, kernel, window: Window, precision):
@@ -297,21 +436,8 @@ def _depthwise_forward(x, kernel, window: Window, precision=None, groups=1):
 
 
 def _depthwise_to_image(g, kernel, window: Window, precision, groups):
-    bands = []
-    for high, rows in phases(window.rows):
-        cells = []
-        for wide, columns in phases(window.columns):
-            part = lax.rev(kernel[high, wide], (0, 1))
-            if part.size:
-                cells.append(_depthwise_forward(g, part, Window(rows, columns)))
-            else:  # no tap reaches this phase
-                cells.append(jnp.zeros((g.shape[0], rows.out, columns.out, g.shape[3]), g.dtype))
-        bands.append(jnp.stack(cells, 3))
-    x = jnp.stack(bands, 2)  # [N, rows, row phases, columns, column phases, O]
-    x = x.reshape(-1, rows.out * len(bands), columns.out * len(cells), groups, g.shape[3] // groups)
-    for position, axis in enumerate(window, start=1):
-        x = lax.slice_in_dim(x, axis.low, axis.low + axis.size, axis=position)
-    return x.sum(4)
+    x = _by_phases(functools.partial(_depthwise_forward, g), g.shape[3], g, kernel, window)
+    return x.reshape(*x.shape[:3], groups, -1).sum(4)
 
 
 def _depthwise_to_kernel(x, g, window: Window, precision, groups):

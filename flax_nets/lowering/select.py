@@ -14,6 +14,7 @@ import functools
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ FORMS = ("auto", "xla", "cpu")
 VARIABLE = "FLAX_NETS_LOWERING"
 
 _scoped = jax.make_user_context(None)  # part of the key of jax.jit's caches: `use` retraces
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 _default: str | None = None
 
 
@@ -113,15 +115,33 @@ def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primi
         def rule(context, *operands, **params):
             # The compiler shards what comes out. A form sees shapes and dtypes only: with a mesh of
             # explicit axes in force, JAX would want each of its steps to say how it is sharded.
-            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-                types = [jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_in]
-                return inline(context.replace(avals_in=types), *operands, **params)
+            token = _alone.set(_one_device(context.module_context.axis_context))
+            try:
+                with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                    types = [jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_in]
+                    return inline(context.replace(avals_in=types), *operands, **params)
+            finally:
+                _alone.reset(token)
 
         return rule
 
     mlir.register_lowering(primitive, lower(plain))
     mlir.register_lowering(primitive, lower(fast), platform="cpu")
     return primitive
+
+
+def alone() -> bool:
+    """Whether a form is being lowered for one device, so that it may mix the images of a batch.
+
+    The compiler splits a batch among several devices, and would have them exchange what is mixed.
+    """
+    return _alone.get()
+
+
+def _one_device(axes: Any) -> bool:
+    if hasattr(axes, "mesh"):  # inside `jax.shard_map`: what one device sees, if all axes are split
+        return axes.mesh.size == 1 or set(axes.manual_axes) == set(axes.mesh.axis_names)
+    return getattr(axes, "num_devices", 2) == 1
 
 
 def agree(*arrays: jax.Array) -> list[jax.Array]:
