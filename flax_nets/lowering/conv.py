@@ -273,7 +273,8 @@ def _product_by_bands(x, g, precision):
     )
 
     def add(total, band):
-        return total + _product(*band, precision), None
+        x, g = band
+        return total + _product(x, g, precision), None
 
     return lax.scan(add, jnp.zeros((inputs, outputs), x.dtype), (x, g))[0]
 
@@ -284,54 +285,83 @@ def _divisor(length: int, wanted: int) -> int:
     return min(fitting, default=min(wanted, length))
 
 
-# XLA's float32 convolution shares its result among the threads in tiles of this many columns and
-# channels; the rows, and the images, come one after the other. So one thread makes 64 channels of
-# images that are 56 wide, while the others wait, unless several images stand side by side.
-TILE = 64
-COLUMNS = 1024  # as many as are worth it: the rows that a window sees should fit into a cache
+# XLA's float32 convolution shares its result among the threads in tiles of columns and channels;
+# rows and images come one after the other. So one thread makes 64 channels of images that are 56
+# wide, while the others wait, unless several images stand side by side.
+TILE = 64  # channels, and columns at least
+VOLUME = 36864  # of a tile: its columns times the numbers that each is a sum of
+COLUMNS = 1024  # as many are always enough: the rows that a window sees should fit into a cache
+WORTH = 1 << 26  # products
 
 
 def _side_by_side(x, kernel, window: Window, precision):
     """XLA's convolution of wide rows made of several images', with zeros between these."""
-    rows, columns = window
-    together = _together_in_a_row(x, kernel, window)
-    if together == 1:
+    x, window = _cropped(x, window)
+    together, strips = _arrangement(x, kernel, window)
+    if together * strips == 1:
         return _xla_forward(x, kernel, window=window, groups=1, precision=precision)
+    rows, columns = window
     # No window sees two images, and none starts in the middle of an image's padding.
     seen = min(columns.low + columns.size, columns.covered)
-    out = -(-max(seen, columns.covered - columns.low) // columns.stride)
+    out = max(columns.out, -(-max(seen, columns.covered - columns.low) // columns.stride))
     slot = out * columns.stride
+    height = -(-rows.out // strips)
+    rows = rows._replace(high=rows.high + (strips * height - rows.out) * rows.stride)
+    band = Axis(
+        (height - 1) * rows.stride + rows.extent, rows.taps, rows.stride, 0, 0, rows.dilation
+    )
+    if strips == 1:
+        band = rows
+    else:
+        x = lax.pad(
+            x, jnp.zeros((), x.dtype), [(0, 0, 0), (rows.low, rows.high, 0), *[(0, 0, 0)] * 2]
+        )
+        starts = range(0, strips * height * rows.stride, height * rows.stride)
+        parts = [lax.slice_in_dim(x, start, start + band.size, axis=1) for start in starts]
+        x = jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
     edges = (columns.low, slot - columns.size - columns.low, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), edges, (0, 0, 0)])
-    x = x.reshape(-1, together, rows.size, slot, x.shape[3]).swapaxes(1, 2)
-    row = Axis(
-        together * slot,
-        columns.taps,
-        columns.stride,
-        0,
-        columns.extent - columns.stride,
-        columns.dilation,
+    x = x.reshape(-1, together * strips, band.size, slot, x.shape[3]).swapaxes(1, 2)
+    row = columns._replace(
+        size=together * strips * slot, low=0, high=columns.extent - columns.stride
     )
     y = _xla_forward(
-        x.reshape(-1, rows.size, row.size, x.shape[4]),
+        x.reshape(-1, band.size, row.size, x.shape[4]),
         kernel,
-        window=Window(rows, row),
+        window=Window(band, row),
         groups=1,
         precision=precision,
     )
-    y = y.reshape(-1, rows.out, together, out, y.shape[3]).swapaxes(1, 2)
-    return y.reshape(-1, *y.shape[2:])[:, :, : columns.out]
+    y = y.reshape(-1, height, together * strips, out, y.shape[3]).swapaxes(1, 2)
+    y = y.reshape(-1, strips * height, out, y.shape[4])
+    return y[:, : window.rows.out, : columns.out]
 
 
-def _together_in_a_row(x, kernel, window: Window) -> int:
-    """How many images should stand side by side: a divisor of their number."""
-    images, taps = x.shape[0], window.taps[0] * window.taps[1]
-    tiles = -(-kernel.shape[3] // TILE) * -(-window.columns.out // TILE)
-    few = isinstance(images, int) and tiles < 4 and x.shape[3] * taps >= 128
-    if x.dtype != jnp.float32 or not few or not select.alone():
-        return 1
-    most = max(1, COLUMNS // window.columns.out)
-    return max(number for number in range(1, most + 1) if images % number == 0)
+def _cropped(x, window: Window):
+    """Without negative padding, at which XLA's float32 convolution reads beyond the images."""
+    edges = [(min(axis.low, 0), min(axis.high, 0), 0) for axis in window]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    axes = (
+        axis._replace(size=size, low=max(axis.low, 0), high=max(axis.high, 0))
+        for axis, size in zip(window, x.shape[1:3], strict=True)
+    )
+    return x, Window(*axes)
+
+
+def _arrangement(x, kernel, window: Window) -> tuple[int, int]:
+    """How many images stand side by side, a divisor of their number, each in how many strips."""
+    rows, columns = window
+    images, terms = x.shape[0], x.shape[3] * rows.taps * columns.taps
+    if x.dtype != jnp.float32 or not isinstance(images, int) or not select.alone():
+        return 1, 1
+    products = images * rows.out * columns.out * terms * kernel.shape[3]
+    tile = max(TILE, VOLUME // terms)
+    if products < WORTH or -(-kernel.shape[3] // TILE) * -(-columns.out // tile) >= 4:
+        return 1, 1
+    most = max(COLUMNS, 4 * tile) // columns.out
+    together = max(number for number in range(1, max(most, 1) + 1) if images % number == 0)
+    strips = min(-(-4 * tile // (images * columns.out)), rows.out // 8) if together == images else 1
+    return together, max(strips, 1)
 
 
 def _by_phases(conv: Callable, channels: int, g, kernel, window: Window):
