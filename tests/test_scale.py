@@ -4,8 +4,8 @@ import contextlib
 import copy
 import gc
 import os
-import resource
 import re
+import resource
 import socket
 import subprocess
 import sys
