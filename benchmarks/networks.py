@@ -39,13 +39,14 @@ def jobs() -> list[str]:
     return [*NETWORKS, TRANSFORMER]
 
 
-def measure(job: str, rounds: int) -> Row:
+def measure(job: str, rounds: int, images: int = BATCH, side: int | None = None) -> Row:
+    """Of so many images, `side` pixels high and wide in place of the network's own size."""
     import convert
     from benchmarks.compare import error
     from flax_nets.inspect.bench import prepare
 
     timing.torch_threads()
-    model, batch = ours(job)
+    model, batch = ours(job, images, side)
     against, network = theirs(job, model)
     settle(network, batch)
     convert.load(model, network.state_dict())
@@ -68,7 +69,9 @@ def measure(job: str, rounds: int) -> Row:
     return {"against": against, **{mode: one(mode) for mode in MODES}}
 
 
-def ours(name: str) -> tuple[Any, dict[str, np.ndarray]]:
+def ours(
+    name: str, images: int = BATCH, side: int | None = None
+) -> tuple[Any, dict[str, np.ndarray]]:
     """A network with random weights, and a batch for it."""
     import flax_nets
 
@@ -78,9 +81,11 @@ def ours(name: str) -> tuple[Any, dict[str, np.ndarray]]:
         label = rng.integers(0, VOCABULARY, BATCH * TOKENS, np.int32)
         return translation(), dict(image=image, label=label, mask=np.ones(len(label), np.float32))
     model = flax_nets.create_model(name)
-    image = rng.normal(size=(BATCH, *model.spec.input_shape)).astype(np.float32)
+    high, wide, channels = model.spec.input_shape
+    shape = (images, side or high, side or wide, channels)
+    image = rng.normal(size=shape).astype(np.float32)
     classes = model.spec.complete["num_classes"]
-    return model, dict(image=image, label=rng.integers(0, classes, BATCH, np.int32))
+    return model, dict(image=image, label=rng.integers(0, classes, images, np.int32))
 
 
 def translation() -> Any:
@@ -224,6 +229,16 @@ OPERATIONS = f"""## Single operations
 By `python -m benchmarks.operations`, on {BATCH} images. Backward means with respect to the images
 and the kernel.
 """
+GROWTH = """## How the cost grows
+
+By `python -m benchmarks.growth`: a ResNet-50's with the number of images and with their size, and
+with the depth of a ResNet.
+"""
+COMPILE = f"""## Compiling
+
+By `python -m benchmarks.compile`: a training step on {BATCH} images, tracing included, each
+measurement in a process of its own; in a second process by JAX's persistent cache.
+"""
 STARTUP = """## Before the first step
 
 By `python -m benchmarks.startup`, each measurement in a process of its own. The commands
@@ -243,7 +258,7 @@ and memory at most {memory} times the weights.
 
 def publish(folder: pathlib.Path, rows: Sequence[Row]) -> None:
     """`performance.md`, with what the other benchmarks of speed have measured, and its pictures."""
-    from benchmarks import convert, operations, startup
+    from benchmarks import compile, convert, growth, operations, startup
 
     rows = [row for row in rows if "error" not in row]
     pictures = []
@@ -259,6 +274,8 @@ def publish(folder: pathlib.Path, rows: Sequence[Row]) -> None:
     )
     for title, other in (
         (OPERATIONS, operations.BENCHMARK),
+        (GROWTH, growth.BENCHMARK),
+        (COMPILE, compile.BENCHMARK),
         (STARTUP, startup.BENCHMARK),
         (CHECKPOINTS.format(**convert.GOALS), convert.BENCHMARK),
     ):

@@ -154,6 +154,19 @@ def python(code: str, **more: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def in_turns(ours: str, theirs: str, rounds: int) -> Row:
+    """Medians of the seconds that two pieces of code print, after one run that does not count."""
+    found: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(rounds + 1):
+        for side, code in (("ours", ours), ("theirs", theirs)):
+            found[side].append(python(code))
+    return {side: statistics.median(values[1:]) for side, values in found.items()}
+
+
+def shown(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3f} ms"
+
+
 def usable_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from benchmarks import compile, growth, networks, operations, startup, timing
 from benchmarks import convert as checkpoints
-from benchmarks import networks, operations, startup, timing
 from flax_nets import cli, registry
 from flax_nets.inspect import bench
 
@@ -139,7 +139,7 @@ def test_loading_of_checkpoints(monkeypatch):
 
 
 WHAT = (*checkpoints.WHAT, "memory")
-BENCHMARKS = [m.BENCHMARK for m in (networks, operations, startup, checkpoints)]
+BENCHMARKS = [m.BENCHMARK for m in (networks, operations, growth, compile, startup, checkpoints)]
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -157,6 +157,37 @@ def test_mistakes_of_benchmarks(benchmark, arguments, words, capsys, tmp_path):
         timing.main(benchmark, [*arguments, "--out", str(out)])
     assert ended.value.code == 2 and not out.exists()
     assert words in capsys.readouterr().err
+
+
+def test_compiling(monkeypatch):
+    """Ours and plain in turns, then by the cache."""
+    asked = []
+
+    def here(code, **more):
+        asked.append((code, "JAX_COMPILATION_CACHE_DIR" in more))
+        return compile.seconds("lenet5", "xla" if "xla" in code else "auto")
+
+    monkeypatch.setattr(timing, "python", here)
+    row = {"job": "lenet5", **compile.measure("lenet5", rounds=1)}
+    assert [kept for _, kept in asked] == [True, True, False, False, False, False]
+    assert min(row["ours"], row["theirs"], row["again"]) > 0
+    row |= {"ours": 1.5, "theirs": 3, "again": 0.5}
+    assert "| lenet5 | **1.50 s** | 12 s | 3.00 s | 0.50 | 0.50 s |" in compile.table([row])
+
+
+def test_growth(monkeypatch):
+    monkeypatch.setattr(networks, "measure", lambda *arguments, **named: (arguments, named))
+    seen = {}
+    for job in growth.jobs():
+        monkeypatch.setattr(
+            networks, "measure", lambda *a, job=job, **k: seen.update({job: (a, k)})
+        )
+        growth.measure(job, 3)
+    assert seen["resnet50, images: 16"] == (("resnet50", 3), {"images": 16})
+    assert seen["resnet50, pixels: 64"] == (("resnet50", 3), {"side": 64})
+    assert seen["depth: resnet101"] == (("resnet101", 3), {})
+    _, batch = networks.ours("resnet18", 2, 40)
+    assert batch["image"].shape == (2, 40, 40, 3) and batch["label"].shape == (2,)
 
 
 def test_a_job_that_fails_is_told_and_tried_again(tmp_path, capsys, monkeypatch):
