@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from flax_nets.functional import set_mode
 from flax_nets.inspect.features import modules
 from flax_nets.layers import BatchNorm, Conv, Identity
-from flax_nets.layers.norm import accumulation_dtype
+from flax_nets.layers.norm import accumulation_dtype, inverse_root
 
 BEFORE, AFTER = "output of ", "input of "
 
@@ -117,7 +117,7 @@ def _joined(conv: Any, norm: Any) -> Conv:
     """The convolution that does both."""
     kernel = conv.kernel[...]
     wide = accumulation_dtype(kernel.dtype)
-    factor = jax.lax.rsqrt(norm.var[...].astype(wide) + jnp.asarray(norm.eps, wide))
+    factor = inverse_root(norm.var[...].astype(wide) + jnp.asarray(norm.eps, wide))
     offset = jnp.zeros_like(factor)
     if norm.scale is not None:
         factor, offset = factor * norm.scale[...].astype(wide), norm.bias[...].astype(wide)
