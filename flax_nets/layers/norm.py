@@ -22,8 +22,8 @@ def accumulation_dtype(dtype: Any) -> Any:
 def inverse_root(x: jax.Array) -> jax.Array:
     """1 / sqrt(x).
 
-    On CPU XLA's float32 `rsqrt`, which it also makes of 1 / sqrt(x), errs to one side by 1e-8 in the
-    mean. Over the layers of a ResNet that adds up to twice PyTorch's distance from float64.
+    On CPU XLA's float32 `rsqrt`, which it also makes of 1 / sqrt(x), errs to one side, by 1e-8 in
+    the mean. Over the layers of a ResNet that adds up to twice PyTorch's distance from float64.
     """
     return jnp.sqrt(1 / x) if x.dtype == jnp.float32 else jax.lax.rsqrt(x)
 
