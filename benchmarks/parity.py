@@ -77,7 +77,8 @@ def inputs(spec, train: bool) -> np.ndarray:
         side = 299 if "inception" in spec.name else 224
     elif "cifar" in spec.name or "highway" in spec.name:
         side = spec.input_shape[0]
-    return images(spec, 4 if train else 2 if side < 200 else 1, side)
+    normalised = train and spec.file != "vit"  # by the batch, of which there should be some
+    return images(spec, 4 if normalised else 2 if side < 200 else 1, side)
 
 
 def reference(job: str):
