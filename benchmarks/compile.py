@@ -51,19 +51,15 @@ def seconds(name: str, form: str) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = [
-        f"| network | ours | limit | plain XLA | ours : plain | second process, limit {AGAIN} s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        job = row["job"]
-        if "error" in row:
-            lines.append(f"| {job} | failed: {row['error']} | | | | |")
-            continue
-        times = f"**{shown(row['ours'])}** | {LIMITS.get(job, LIMIT)} s | {shown(row['theirs'])}"
-        ratio = row["ours"] / row["theirs"]
-        lines.append(f"| {job} | {times} | {ratio:.2f} | {shown(row['again'])} |")
-    return "\n".join(lines)
+    again = f"second process, limit {AGAIN} s"
+
+    def cells(row: Row) -> list[str]:
+        limit, ratio = LIMITS.get(row["job"], LIMIT), row["ours"] / row["theirs"]
+        ours, theirs, kept = (shown(row[side]) for side in ("ours", "theirs", "again"))
+        return [f"**{ours}**", f"{limit} s", theirs, f"{ratio:.2f}", kept]
+
+    header = ["network", "ours", "limit", "plain XLA", "ours : plain", again]
+    return timing.markdown(header, rows, cells)
 
 
 BENCHMARK = timing.Benchmark("compile", __doc__, jobs, measure, table)

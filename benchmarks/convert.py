@@ -196,21 +196,13 @@ def measure(job: str, rounds: int) -> Row:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = [
-        "| network | MB | read, ms: ours / torch | load, ms: ours / torch / copy | ours : copy | "
-        "peak memory over weights: ours / torch | cold process, s: ours / torch |",
-        "| --- |" + " ---: |" * 6,
-    ]
-    for row in rows:
-        if "error" in row:
-            lines.append(f"| {row['job']} | failed: {row['error']} | | | | | |")
-            continue
+
+    def cells(row: Row) -> list[str]:
         found, size = row["medians"], row["bytes"]
         ms = {key: f"{1e3 * value:.4g}" for key, value in found.items()}
         ratio = {what: found[f"ours {what}"] / found[f"torch {what}"] for what in WHAT}
         held = [f"{found[f'{side} memory'] / size:.2f}" for side in ("ours", "torch")]
-        cells = [
-            row["job"],
+        return [
             f"{size / 1e6:.4g}",
             f"{ms['ours read']} / {ms['torch read']}, **{ratio['read']:.2f}**",
             f"{ms['ours load']} / {ms['torch load']} / {ms['copy load']}, {ratio['load']:.2f}",
@@ -218,8 +210,17 @@ def table(rows: Sequence[Row]) -> str:
             f"**{held[0]}** / {held[1]}",
             f"{found['ours cold']:.2f} / {found['torch cold']:.2f}, **{ratio['cold']:.2f}**",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+    header = [
+        "network",
+        "MB",
+        "read, ms: ours / torch",
+        "load, ms: ours / torch / copy",
+        "ours : copy",
+        "peak memory over weights: ours / torch",
+        "cold process, s: ours / torch",
+    ]
+    return timing.markdown(header, rows, cells)
 
 
 BENCHMARK = timing.Benchmark("convert", __doc__, jobs, measure, table)

@@ -123,19 +123,12 @@ def python_time(rounds: int) -> Row:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = [
-        "| what | ours | compared to | ratio | limit |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        job = row["job"]
-        if "error" in row:
-            lines.append(f"| {job} | failed: {row['error']} | | | |")
-            continue
-        times = [shown(row[side]) for side in ("ours", "theirs")]
-        cells = [job, *times, f"**{row['ours'] / row['theirs']:.2f}**", LIMITS[job]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+    def cells(row: Row) -> list[str]:
+        ratio = f"**{row['ours'] / row['theirs']:.2f}**"
+        return [shown(row["ours"]), shown(row["theirs"]), ratio, LIMITS[row["job"]]]
+
+    return timing.markdown(["what", "ours", "compared to", "ratio", "limit"], rows, cells)
 
 
 BENCHMARK = timing.Benchmark("startup", __doc__, jobs, measure, table)

@@ -230,6 +230,15 @@ def sections(rows: Sequence[Row], table: Callable[[Sequence[Row]], str]) -> str:
     return "\n\n".join(parts)
 
 
+def markdown(header: Sequence[str], rows: Sequence[Row], cells: Callable[[Row], Any]) -> str:
+    """A table of a line for each row: its job, then `cells`, or why it failed."""
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    for row in rows:
+        failed = [f"failed: {row.get('error')}", *[""] * (len(header) - 2)]
+        lines.append(f"| {' | '.join([row['job'], *(failed if 'error' in row else cells(row))])} |")
+    return "\n".join(lines)
+
+
 def ratios(rows: Sequence[Row], modes: Mapping[str, str], first: str) -> str:
     """Markdown of rows of `compare`: `modes` are keys of a row, and what to call them."""
     header = [first]
