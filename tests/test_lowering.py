@@ -31,9 +31,8 @@ from flax_nets.lowering.pool import (
 from flax_nets.lowering.window import make
 
 FORMS = ("xla", "cpu")
-conv_forms = importlib.import_module(
-    "flax_nets.lowering.conv"
-)  # the package's `conv` is a function
+# As an attribute of the package, `conv` is the function.
+conv_forms = importlib.import_module("flax_nets.lowering.conv")
 few = settings(max_examples=8, deadline=None, derandomize=True)
 ones_and_twos = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -588,6 +587,30 @@ def test_sharded():
             )
             got = jax.jit(jax.value_and_grad(mapped, 1))(images, weights)
             jax.tree.map(lambda a, b: close(a, b, 1e-9), got, want)
+
+        # float32 puts images side by side, unless the compiler has split them between devices
+        from flax_nets import lowering
+        from test_lowering import conv_forms
+        conv_forms.WORTH = 0
+        side_by_side = []
+        arrangement = conv_forms._arrangement
+        def arranged(*arguments):
+            side_by_side.append(arrangement(*arguments) != (1, 1))
+            return arrangement(*arguments)
+        conv_forms._arrangement = arranged
+        x = np.random.default_rng(0).integers(-3, 4, (4, 9, 9, 2)).astype(np.float32)
+        kernel = x[0, :3, :3, :, None] * np.ones(4, np.float32)
+        conv = lambda x, kernel: lowering.conv(x, kernel, padding=1)
+        want = jax.jit(conv)(x, kernel)
+        with jax.set_mesh(mesh):
+            images = jax.device_put(x, NamedSharding(mesh, P("data")))
+            weights = jax.device_put(kernel, NamedSharding(mesh, P()))
+            split = jax.shard_map(conv, in_specs=(P("data"), P()), out_specs=P("data"))
+            for function in (conv, split):
+                compiled = jax.jit(function).lower(images, weights).compile()
+                assert "collective" not in compiled.as_text()
+                close(compiled(images, weights), want, 0)
+        assert side_by_side == [True, False, True], side_by_side
     """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],

@@ -11,7 +11,8 @@ XLA's backend is slow for all but plain dense convolutions:
 
 - dense: `lax.conv_general_dilated` in the one order of axes that XLA runs fast (it rearranges the
   others at the top level of a program, but not inside a loop, where they run a hundred times
-  slower), or patches and one matrix product;
+  slower), in float32 with images side by side or channels along the columns, where it would keep
+  one thread busy; or patches and one matrix product;
 - depthwise: a sum of shifted, scaled images;
 - grouped: groups merged into a few wider, block-diagonal dense convolutions.
 """
