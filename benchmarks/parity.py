@@ -133,26 +133,25 @@ def flax_side(job: str, folder: pathlib.Path) -> dict[str, object]:
     name = job.partition("/")[2]
     model = flax_nets.create_model(name, weights=folder / "checkpoint.pth", dropout=0.0)
     native = [e.key for e in rules.entries(model)]
-    row: dict[str, object] = {"job": job, "parameters": _count(model)}
-    for train in modes(job):
+
+    def errors(train: bool) -> dict[str, float]:
         ours = flax_pass(model, inputs(model.spec, train), train, compiler_options=None)
         theirs = convert.read(folder / f"{train}.pth")
 
-        def part(prefix: str, theirs=theirs) -> dict[str, np.ndarray]:
+        def part(prefix: str) -> dict[str, np.ndarray]:
             found = {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
             return convert.port.open_checkpoint(found, native, model.spec, "auto").tensors
 
         gradients = part("gradient/")
         assert set(gradients) == set(ours["gradients"]), "the names of the gradients differ"
         floor = 1e-6 * max(float(np.abs(g).max()) for g in gradients.values())
-        mode = "train" if train else "eval"
-        row[mode] = {
+        found = {
             "outputs": max(error(o, theirs[f"output/{i}"]) for i, o in enumerate(ours["outputs"])),
             "gradients": max(error(ours["gradients"][k], g, floor) for k, g in gradients.items()),
             "input_gradient": error(ours["input_gradient"], theirs["input_gradient"]),
         }
         if train:
-            row[mode]["statistics"] = max(
+            found["statistics"] = max(
                 (
                     error(ours["state"][k], v)
                     for k, v in part("state/").items()
@@ -160,6 +159,11 @@ def flax_side(job: str, folder: pathlib.Path) -> dict[str, object]:
                 ),
                 default=0.0,
             )
+        return found
+
+    row: dict[str, object] = {"job": job, "parameters": _count(model)}
+    for train in modes(job):
+        row["train" if train else "eval"] = errors(train)  # which then lets go of its arrays
     row["equal"] = equal(row)
     return row
 

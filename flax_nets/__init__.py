@@ -29,6 +29,8 @@ from flax_nets.layers import (
     Sequential,
     StochasticDepth,
 )
+from flax_nets.lowering import set_lowering
+from flax_nets.memory import keep_memory
 from flax_nets.models.attention import (
     LocalAttention,
     MultiHeadAttention,
@@ -62,6 +64,8 @@ from flax_nets.models.xception import SeparableConv2d
 from flax_nets.registry import list_models
 
 __version__ = "0.1.0"
+
+keep_memory()
 
 __all__ = [
     "CBAM",
@@ -111,7 +115,9 @@ __all__ = [
     "features",
     "fold_batch_norm",
     "functional",
+    "keep_memory",
     "list_models",
+    "set_lowering",
     "summary",
     "transformer_base",
     "transformer_big",

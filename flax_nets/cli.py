@@ -44,10 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise ValueError(f"there is no command {name!r}: it is one of {', '.join(COMMANDS)}")
         if argv is None and name in CACHED:  # a program that calls us has its own settings
-            from flax_nets.lowering import keep_memory
-
             keep_compiled()
-            keep_memory()
         module, function, _ = COMMANDS[name]
         return getattr(importlib.import_module(module), function)(rest)
     except SystemExit as done:  # argparse, after --help

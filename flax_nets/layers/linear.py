@@ -139,7 +139,7 @@ class Linear(nnx.Module):
         kernel = self.kernel[...]
         dtype = self.dtype or kernel.dtype
         x, kernel = x.astype(dtype), kernel.astype(dtype)
-        y = lowering.dense(x, kernel) if x.ndim == 2 else x @ kernel
+        y = lowering.dense(x, kernel)
         if self.bias is not None:
             y = y + along_last(self.bias[...].astype(dtype), y.ndim)
         return y

@@ -7,7 +7,6 @@ form they take is decided when a traced function is lowered for its backend; `us
 
 from flax_nets.lowering.conv import conv
 from flax_nets.lowering.dense import dense
-from flax_nets.lowering.memory import keep_memory
 from flax_nets.lowering.pool import (
     adaptive_avg_pool,
     adaptive_max_pool,
@@ -25,7 +24,6 @@ __all__ = [
     "current",
     "dense",
     "global_max",
-    "keep_memory",
     "max_pool",
     "set_lowering",
     "use",

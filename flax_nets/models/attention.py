@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flax_nets import layers
+from flax_nets import layers, lowering
 from flax_nets.layers import init
 
 
@@ -145,14 +145,16 @@ class MultiHeadAttention(nnx.Module):
         dtype = self.dtype or kernels[0].dtype
         biases = self._split_sizes(self.in_proj_bias)
         if key is None and value is None and self.packed:  # one product in place of three
-            q, k, v = self._split_sizes(query.astype(dtype) @ kernels[0].astype(dtype))
+            q, k, v = self._split_sizes(
+                lowering.dense(query.astype(dtype), kernels[0].astype(dtype))
+            )
         else:
             key = query if key is None else key
             value = key if value is None else value
             if self.packed:
                 kernels = self._split_sizes(kernels[0])
             q, k, v = (
-                x.astype(dtype) @ kernel.astype(dtype)
+                lowering.dense(x.astype(dtype), kernel.astype(dtype))
                 for x, kernel in zip((query, key, value), kernels, strict=True)
             )
         heads = []
