@@ -598,7 +598,7 @@ def test_sharded():
             side_by_side.append(arrangement(*arguments) != (1, 1))
             return arrangement(*arguments)
         conv_forms._arrangement = arranged
-        x = np.random.default_rng(0).integers(-3, 4, (4, 9, 9, 2)).astype(np.float32)
+        x = np.random.default_rng(0).integers(-3, 4, (4, 9, 9, 5)).astype(np.float32)
         kernel = x[0, :3, :3, :, None] * np.ones(4, np.float32)
         conv = lambda x, kernel: lowering.conv(x, kernel, padding=1)
         want = jax.jit(conv)(x, kernel)
