@@ -129,6 +129,7 @@ def test_conv(data):
         pytest.param(9, (4, 4), 3, 3, 3, 2, 4, id="depthwise, strided and dilated"),
         pytest.param(9, (4, 4), 2, 3, 0, 1, 4, id="depthwise, stride beyond the window"),
         pytest.param(5, (6, 9), 1, 1, 0, 1, 3, id="grouped pointwise"),
+        pytest.param(5, (18, 27), 1, 2, 0, 1, 9, id="grouped pointwise, many groups"),
         pytest.param(6, (64, 64), 3, 1, 1, 1, 32, id="grouped, merged"),
         pytest.param(6, (48, 24), 3, 2, 1, 1, 3, id="grouped, wide"),
         pytest.param(4, (192, 192), 3, 1, 1, 1, 12, id="grouped, in a loop"),
@@ -311,6 +312,9 @@ def test_conv_vmap(case, axes):
             id="depthwise",
         ),
         pytest.param((8, 28, 28, 32), (3, 3, 4, 32), {"padding": 1, "groups": 8}, id="grouped"),
+        pytest.param((4, 31, 31, 3), (3, 3, 3, 24), {"padding": 1, "stride": 2}, id="few channels"),
+        pytest.param((4, 31, 31, 256), (3, 3, 256, 256), {"padding": 1}, id="many channels"),
+        pytest.param((4, 31, 31, 240), (1, 1, 80, 60), {"groups": 3}, id="grouped pointwise"),
     ],
 )
 def test_conv_precision(shape, taps, keywords, dtype):

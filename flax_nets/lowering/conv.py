@@ -521,8 +521,11 @@ def _grouped_to_image(g, kernel, window: Window, precision, groups):
 def _grouped_to_kernel(x, g, window: Window, precision, groups):
     if window.taps == (1, 1):
         (x,) = _taps(x, window)
-        x, g = (a.reshape(*a.shape[:3], groups, -1) for a in (x, g))
-        kernel = jnp.einsum("nhwgi,nhwgo->igo", x, g, precision=precision)
+        places = x.size // x.shape[3] if isinstance(x.shape[0], int) else 1
+        fewest = -(-places // 512) if x.dtype == jnp.float32 else 1
+        bands = next((n for n in range(fewest, 4 * fewest) if places % n == 0), 1)
+        x, g = (a.reshape(bands, -1, groups, a.shape[3] // groups) for a in (x, g))
+        kernel = jnp.einsum("bpgi,bpgo->bigo", x, g, precision=precision).sum(0)
         return kernel.reshape(1, 1, kernel.shape[0], -1)
     kernel = _kernel(x, g, window, groups)
     blocks = _blocks(groups, kernel.shape)
