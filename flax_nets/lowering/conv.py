@@ -363,8 +363,10 @@ def _arrangement(x, kernel, window: Window) -> tuple[int, int]:
     if x.dtype != jnp.float32 or not isinstance(images, int) or not select.alone():
         return 1, 1
     products = images * rows.out * columns.out * terms * kernel.shape[3]
-    tile = max(TILE, VOLUME // terms)
-    if products < WORTH or -(-kernel.shape[3] // TILE) * -(-columns.out // tile) >= 4:
+    tile, wide = max(TILE, VOLUME // terms), -(-kernel.shape[3] // TILE)
+    # Rows of 71 or 17 columns leave tiles half empty, and with a stride all tiles are slow.
+    uneven = columns.stride > 1 or (columns.out % 4 and wide < 4)
+    if products < WORTH or (not uneven and wide * -(-columns.out // tile) >= 4):
         return 1, 1
     most = max(COLUMNS, 4 * tile) // columns.out
     together = max(number for number in range(1, max(most, 1) + 1) if images % number == 0)
