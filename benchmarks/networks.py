@@ -209,9 +209,9 @@ not edit this page.
 
 A ratio below 1 says that we are faster. *torch* is PyTorch eager in the better of its two layouts,
 *plain* our own network in XLA's own operations (`flax_nets.lowering.use("xla")`). Times are
-milliseconds, of float32 on the CPU. All sides took turns in one process, after a warm-up, PyTorch
-too with the memory kept that `import flax_nets` keeps, from which its steps gain as well. A time of a
-minute and more was taken once. `flax-nets bench --model NAME` compares ours and plain on any device.
+milliseconds, of float32 on the CPU. All sides took turns in one process, after a warm-up; so
+PyTorch's steps gain as ours do from the memory that `import flax_nets` keeps. A time of a minute
+and more was taken once. `flax-nets bench --model NAME` compares ours and plain on any device.
 
 ## Networks
 

@@ -182,9 +182,8 @@ def _kernel_product(x, g, window: Window, precision):
     by channel within a tap.
     """
     if x.dtype == jnp.float32 and _small(window) and min(x.shape[3], g.shape[3]) >= 256:
-        patches = _patches(x, window)
-        rows = (a.reshape(-1, a.shape[3]) for a in (g, patches))
-        kernel = _product(*rows, precision)
+        patches, g = (a.reshape(-1, a.shape[3]) for a in (_patches(x, window), g))
+        kernel = _product(g, patches, precision)
         return kernel.reshape(-1, *window.taps, x.shape[3]).transpose(1, 2, 3, 0)
     if x.dtype == jnp.float32 and window.columns.dilation == 1:
         channels = x.shape[3]
