@@ -14,7 +14,8 @@ XLA's backend is slow for all but plain dense convolutions:
   slower), in float32 with images side by side or channels along the columns, where it would keep
   one thread busy; or patches and one matrix product;
 - depthwise: a sum of shifted, scaled images;
-- grouped: groups merged into a few wider, block-diagonal dense convolutions.
+- grouped: groups merged into a few wider, block-diagonal dense convolutions; with kernels of 1x1 a
+  matrix product for each group.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from flax_nets.lowering import select
+from flax_nets.lowering.dense import equal_parts
 from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, phases, views
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -216,6 +218,7 @@ def _kernel_product(x, g, window: Window, precision):
 # puts a kernel's gradient 7 times as far from the truth as PyTorch's; sums of this many at a time
 # bring it as near, and cost no time.
 BAND = 3200
+GROUP_BAND = 512  # for the groups of a 1x1 kernel, whose sums are small
 # The product of the images' transpose wants that transpose in memory. Made in one piece, it is
 # fused with whatever made the images, all of it read against the grain: a fifth of the step of a
 # ResNet-50. A loop takes the images as they are, and transposes bands that fit into a cache.
@@ -461,7 +464,7 @@ def _few_places(y, kernel, window: Window) -> bool:
 
 
 def _narrow(kernel) -> bool:
-    """The first layer of a mobile network, which XLA's convolution takes 1.5 to 5 times as long."""
+    """The first layer of a mobile network: XLA's convolution takes 1.5 to 5 times as long."""
     high, wide, inputs, outputs = kernel.shape
     return kernel.dtype == jnp.float32 and high * wide <= 9 and inputs <= 4 and outputs <= 32
 
@@ -522,9 +525,8 @@ def _grouped_to_image(g, kernel, window: Window, precision, groups):
 def _grouped_to_kernel(x, g, window: Window, precision, groups):
     if window.taps == (1, 1):
         (x,) = _taps(x, window)
-        places = x.size // x.shape[3] if isinstance(x.shape[0], int) else 1
-        fewest = -(-places // 512) if x.dtype == jnp.float32 else 1
-        bands = next((n for n in range(fewest, 4 * fewest) if places % n == 0), 1)
+        banded = x.dtype == jnp.float32 and isinstance(x.shape[0], int)
+        bands = equal_parts(x.size // x.shape[3], GROUP_BAND) if banded else 1
         x, g = (a.reshape(bands, -1, groups, a.shape[3] // groups) for a in (x, g))
         kernel = jnp.einsum("bpgi,bpgo->bigo", x, g, precision=precision).sum(0)
         return kernel.reshape(1, 1, kernel.shape[0], -1)

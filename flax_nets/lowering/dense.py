@@ -61,8 +61,13 @@ def _bands(x, kernel) -> int:
         return 1
     outputs = math.prod(x.shape[:-1]) * kernel.shape[1]
     longest = next((length for most, length in BANDS if outputs <= most), inputs)
-    fewest = -(-inputs // longest)
-    return next((n for n in range(fewest, 4 * fewest) if inputs % n == 0), 1)
+    return equal_parts(inputs, longest)
+
+
+def equal_parts(length: int, longest: int) -> int:
+    """The fewest equal parts of `length`, at most `longest` each; 1 where there are none."""
+    fewest = -(-length // longest)
+    return next((n for n in range(fewest, 4 * fewest) if length % n == 0), 1)
 
 
 def _batch(arrays, mapped, primitive, **params):
