@@ -16,6 +16,7 @@ writes 64.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pathlib
 import sys
@@ -168,30 +169,44 @@ def settle(network: Any, batch: Any) -> None:
         norm.momentum = momentum
 
 
-def torch_side(network: Any, batch: Any, train: bool, layout: str) -> Callable[[], Any]:
-    """One step of a copy of the network in one of PyTorch's layouts."""
+def torch_side(
+    network: Any,
+    batch: Any,
+    train: bool,
+    layout: str,
+    device: str = "cpu",
+    around: Callable[[], Any] = contextlib.nullcontext,
+    compiled: Callable[[Any], Any] = lambda network: network,
+) -> Callable[[], Any]:
+    """One step of a copy of the network in one of PyTorch's layouts.
+
+    `around` it stand forward pass and loss; `compiled` is `torch.compile`, where that is asked for.
+    """
     import torch
 
     from benchmarks.compare import leaves, nchw
 
     order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    network = copy.deepcopy(network).to(memory_format=order).train(train)
-    x, labels = torch.tensor(nchw(batch["image"])), torch.tensor(batch["label"]).long()
+    network = copy.deepcopy(network).to(device, memory_format=order).train(train)
+    x = torch.tensor(nchw(batch["image"]), device=device)
+    labels = torch.tensor(batch["label"], device=device).long()
     if x.ndim == 4:
         x = x.to(memory_format=order)
+    call = compiled(network)
 
     def infer():
-        with torch.inference_mode():
-            return network(x)
+        with torch.inference_mode(), around():
+            return call(x)
 
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
 
     def learn():
         optimizer.zero_grad()
-        logits, *extras = leaves(network(x))
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        for extra in extras:
-            loss = loss + 0.3 * torch.nn.functional.cross_entropy(extra, labels)
+        with around():
+            logits, *extras = leaves(call(x))
+            loss = torch.nn.functional.cross_entropy(logits, labels)
+            for extra in extras:
+                loss = loss + 0.3 * torch.nn.functional.cross_entropy(extra, labels)
         loss.backward()
         optimizer.step()
 
@@ -229,6 +244,11 @@ OPERATIONS = f"""## Single operations
 By `python -m benchmarks.operations`, on {BATCH} images. Backward means with respect to the images
 and the kernel.
 """
+THROUGHPUT = """## Images per second, torch.compile too
+
+By `python -m benchmarks.throughput`, which on a GPU measures bfloat16 as well, and the share of the
+chip's peak.
+"""
 GROWTH = """## How the cost grows
 
 By `python -m benchmarks.growth`: a ResNet-50's with the number of images and with their size, and
@@ -258,7 +278,7 @@ and memory at most {memory} times the weights.
 
 def publish(folder: pathlib.Path, rows: Sequence[Row]) -> None:
     """`performance.md`, with what the other benchmarks of speed have measured, and its pictures."""
-    from benchmarks import compile, convert, growth, operations, startup
+    from benchmarks import compile, convert, growth, operations, startup, throughput
 
     rows = [row for row in rows if "error" not in row]
     pictures = []
@@ -274,6 +294,7 @@ def publish(folder: pathlib.Path, rows: Sequence[Row]) -> None:
     )
     for title, other in (
         (OPERATIONS, operations.BENCHMARK),
+        (THROUGHPUT, throughput.BENCHMARK),
         (GROWTH, growth.BENCHMARK),
         (COMPILE, compile.BENCHMARK),
         (STARTUP, startup.BENCHMARK),

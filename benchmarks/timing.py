@@ -40,6 +40,7 @@ class Benchmark:
       measure: (job, rounds) -> a row, called in a process of its own.
       table: rows of one machine -> Markdown.
       publish: None, or writes a page about all rows into a folder (`--write`).
+      platform: of JAX, in the process that measures; None leaves the choice to JAX and the caller.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Benchmark:
     measure: Callable[[str, int], Row]
     table: Callable[[Sequence[Row]], str]
     publish: Callable[[pathlib.Path, Sequence[Row]], None] | None = None
+    platform: str | None = "cpu"
 
     @property
     def results(self) -> pathlib.Path:
@@ -106,7 +108,7 @@ def sweep(benchmark: Benchmark, jobs: Sequence[str], args: argparse.Namespace) -
                 if time.monotonic() > end:
                     continue
                 print(f"[{number}/{len(jobs)}] {job} ...", file=sys.stderr, flush=True)
-                row = {"job": job, **settings, **child(benchmark.name, job, args)}
+                row = {"job": job, **settings, **child(benchmark, job, args)}
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 print(benchmark.table([row]).splitlines()[2], file=sys.stderr, flush=True)
@@ -118,14 +120,14 @@ def key(row: Row) -> tuple[Any, ...]:
     return row["job"], row["machine"], row["threads"], row["rounds"]
 
 
-def child(name: str, job: str, args: argparse.Namespace) -> Row:
+def child(benchmark: Benchmark, job: str, args: argparse.Namespace) -> Row:
     """What a process of its own measures."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--job", job]
+    command = [sys.executable, "-m", f"benchmarks.{benchmark.name}", "--job", job]
     command += ["--rounds", str(args.rounds), "--threads", str(args.threads)]
     start = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(args.threads), capture_output=True, text=True
-    )
+    platform = benchmark.platform or os.environ.get("JAX_PLATFORMS", "")
+    env = environment(args.threads, JAX_PLATFORMS=platform)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
     return json.loads(done.stdout.splitlines()[-1]) | {

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import compile, growth, networks, operations, startup, timing
+from benchmarks import compile, growth, networks, operations, startup, throughput, timing
 from benchmarks import convert as checkpoints
 from flax_nets import cli, registry
 from flax_nets.inspect import bench
@@ -139,7 +139,8 @@ def test_loading_of_checkpoints(monkeypatch):
 
 
 WHAT = (*checkpoints.WHAT, "memory")
-BENCHMARKS = [m.BENCHMARK for m in (networks, operations, growth, compile, startup, checkpoints)]
+MODULES = (networks, operations, throughput, growth, compile, startup, checkpoints)
+BENCHMARKS = [module.BENCHMARK for module in MODULES]
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -173,6 +174,29 @@ def test_compiling(monkeypatch):
     assert min(row["ours"], row["theirs"], row["again"]) > 0
     row |= {"ours": 1.5, "theirs": 3, "again": 0.5}
     assert "| lenet5 | **1.50 s** | 12 s | 3.00 s | 0.50 | 0.50 s |" in compile.table([row])
+
+
+def test_throughput(monkeypatch):
+    """Each side with the same numbers and as many images; torch.compile is asked for."""
+    compiled = []
+    monkeypatch.setattr("torch.compile", lambda network: compiled.append(network) or network)
+    row = {"job": "lenet5", **throughput.measure("lenet5", rounds=1)}
+    assert len(compiled) == len(networks.MODES)
+    for mode in networks.MODES:
+        took = row[mode]["seconds"]
+        assert list(took) == [f"{way} float32" for way in ("ours", *throughput.TORCH)]
+        assert min(took.values()) > 0
+    products = 416_520 * row["images"]  # of the forward pass
+    assert 2 * products < row["inference"]["operations"] < 3 * products
+    assert row["train"]["operations"] > 2 * row["inference"]["operations"]
+    assert throughput.table([row]).count("| CPU |") == 2
+
+    row["device"], row["images"] = "NVIDIA H100 80GB HBM3", 128
+    seconds = dict(zip(took, (2.0, 8.0, 4.0, 16.0), strict=True))
+    row["train"] = {"seconds": seconds, "operations": 989e12}
+    line = throughput.table([row, {"job": "resnet50", "error": "why"}])
+    assert "| 64 / 16 / 32 / 8 | **0.50** | 50% |" in line
+    assert "| resnet50 | failed: why |" in line
 
 
 def test_growth(monkeypatch):
