@@ -124,7 +124,6 @@ def test_tensors_of_all_sizes_arrive_in_memory_of_their_own():
 
     network = build(registry.resolve("resnet18"))
     tensors = {entry.key: numbers(entry) for entry in rules.entries(network)}
-    assert {value.nbytes // convert.port.LARGE > 0 for value in tensors.values()} == {True, False}
     convert.load(network, tensors)
     for value in tensors.values():
         value[...] = -1
