@@ -258,7 +258,10 @@ def _fill(
         if k in tensors and tensors[k].shape != e.torch_shape
     ]
     if shapes or (strict and (missing or unexpected)):
-        raise ValueError(_account(checkpoint, entries, missing, unexpected, shapes))
+        told = _account(checkpoint, entries, missing, unexpected, shapes)
+        if 2 * (len(missing) + len(shapes)) > len(entries):
+            told += _likely(tensors)
+        raise ValueError(told)
     for key in [*missing, *unexpected]:
         checkpoint.note(f"{key} is {'missing' if key in entries else 'not used'}")
     _require_dtype(tensors, param_dtype)
@@ -271,9 +274,9 @@ def _fill(
         entries[key].variable.set_value(value)
     broken = {key: count for key in known if (count := _broken(tensors[key]))}
     if broken:
-        checkpoint.note(
-            f"{sum(broken.values())} values are NaN or infinite, in {', '.join(broken)}"
-        )
+        total = sum(broken.values())
+        values = "1 value is" if total == 1 else f"{total} values are"
+        checkpoint.note(f"{values} NaN or infinite, in {', '.join(broken)}")
 
 
 def _to_flax(value: np.ndarray, rule: rules.Rule, param_dtype: Any) -> np.ndarray:
@@ -330,6 +333,13 @@ def _account(
         lines.append(f"  ! {key}: has shape {got}, expected {expected}")
     lines.append(f"{len(missing)} missing, {len(unexpected)} unexpected, {len(shapes)} mis-shaped.")
     return "\n".join(lines)
+
+
+def _likely(tensors: StateDict) -> str:
+    from convert.identify import identify  # which tries what this file does
+
+    matches = identify(tensors)
+    return f"\nMore likely it is one of {matches[0]}." if matches else ""
 
 
 def _near(key: str, known: Iterable[str]) -> str:

@@ -39,6 +39,8 @@ FILES = (
     "vit",
 )
 
+LEAST = {"num_classes": 0, "in_channels": 1}  # that an argument may be
+
 # The other library's name -> (our name, the arguments in which that library's defaults differ).
 # Where both libraries have the same name for different defaults, the other's carries its library.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -110,9 +112,11 @@ class Spec:
         return side, side, argument("in_channels", 3)
 
     def with_arguments(self, **overrides: Any) -> Spec:
-        """The same network with other arguments; ValueError for one that it does not have."""
+        """The same network with other arguments; ValueError for one that it cannot have."""
         known = [n for n in inspect.signature(self.cls().__init__).parameters if n != "rngs"][1:]
-        for name in overrides:
+        for name, value in overrides.items():
+            if isinstance(value, int) and value < LEAST.get(name, value):
+                raise ValueError(f"{name}={value}: expected at least {LEAST[name]}")
             if name not in known:
                 raise ValueError(
                     f"{self.name} has no argument {name!r}{suggest(name, known)} "

@@ -44,6 +44,11 @@ def test_one_error_names_every_key_at_fault(lenet):
     assert "1 missing, 1 unexpected, 1 mis-shaped" in message
 
 
+def test_the_error_names_a_network_that_is_more_likely(lenet):
+    with pytest.raises(ValueError, match=r"one of lenet5 \(native names, 100\.0%\)"):
+        flax_nets.create_model("resnet20_cifar", weights=lenet)
+
+
 def test_nothing_is_changed_unless_all_fits(lenet):
     model = flax_nets.create_model("lenet5")
     before = convert.export(model)

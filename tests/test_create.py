@@ -111,6 +111,8 @@ def test_float64_needs_x64():
         (lambda: flax_nets.create_model("lenet5", activation="gelu"), "got 'gelu'"),
         (lambda: flax_nets.create_model("vit_b_16", image_size=225), "225"),
         (lambda: flax_nets.create_model("resnet18", block="wide"), "basic, bottleneck"),
+        (lambda: flax_nets.create_model("resnet18", num_classes=-1), "num_classes=-1: expected at"),
+        (lambda: flax_nets.create_model("resnet18", in_channels=0), "in_channels=0: expected at"),
     ],
 )
 def test_mistakes_at_creation(call, expected):

@@ -151,9 +151,11 @@ _PLACEHOLDERS = {
     "__builtin__.set", "_codecs.encode", "argparse.Namespace", "builtins.bytearray",
     "builtins.complex", "builtins.set", "collections.Counter", "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray", "pathlib.PosixPath",
-    "pathlib.WindowsPath", "torch.Tensor", "torch.device", "torch.serialization._get_layout",
-    "yacs.config.CfgNode",
+    "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray", "torch.Tensor", "torch.device",
+    "torch.serialization._get_layout", "yacs.config.CfgNode",
+    # the second module is Python 3.13's
+    *(f"{module}.{pure}{system}Path" for module in ("pathlib", "pathlib._local")
+      for pure in ("", "Pure") for system in ("Posix", "Windows")),
 }  # fmt: skip
 _PLACEHOLDER_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
 
@@ -171,7 +173,8 @@ def _global(file: Mapped, module: Any, name: Any) -> Any:
         raise file.error(_UNSUPPORTED[full], "dense tensors: convert it with PyTorch first")
     raise file.error(
         f"the class or function {full!r}, which is not loaded because it could run code",
-        "a state_dict: in PyTorch, torch.save(model.state_dict(), path)",
+        "a state_dict and nothing else; if you trust the file, load it in PyTorch with "
+        "weights_only=False, and torch.save the state_dict that is in it",
     )
 
 

@@ -270,8 +270,10 @@ def find_devices(topology: str) -> tuple[list[Any], Chip | None]:
         raise ValueError(f"topology {topology!r}: expected local, or chips such as {known}")
     from jax.experimental import topologies
 
-    # libtpu asks a metadata server what machine it is on, unless it is told that there is none
+    # libtpu asks a metadata server what machine it is on, unless it is told that there is none; and
+    # it lets one process have the chips, of which compiling needs none
     for variable, value in (
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),

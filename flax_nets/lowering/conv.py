@@ -122,6 +122,22 @@ def _kernel(x, g, window: Window, groups: int = 1):
     return lax.full_like(g, 0, shape=(*window.taps, x.shape[3] // groups, g.shape[3]))
 
 
+# On a TPU
+
+
+def _tpu_to_kernel(x, g, *, window: Window, groups, precision):
+    """As patches and a product for images of one channel.
+
+    As a convolution of images with windows of their own size, which is XLA's form, LeNet's first
+    layer keeps the compiler busy for more than five minutes.
+    """
+    if x.shape[3] > 1:
+        return _xla_to_kernel(x, g, window=window, groups=groups, precision=precision)
+    places = ((0, 1, 2), (0, 1, 2))
+    product = lax.dot_general(_patches(x, window), g, (places, ((), ())), precision=precision)
+    return product.reshape(*window.taps, 1, g.shape[3])
+
+
 # Dense, on CPU
 
 
@@ -589,7 +605,14 @@ def _each(dense: Callable, left, right, window: Window, precision):
 # The three primitives
 
 
-def _define(name: str, plain: Callable, dense: Callable, depthwise: Callable, grouped: Callable):
+def _define(
+    name: str,
+    plain: Callable,
+    dense: Callable,
+    depthwise: Callable,
+    grouped: Callable,
+    tpu: Callable | None = None,
+):
     def fast(a, b, *, window, groups, precision):
         inputs = a.shape[3] // groups if plain is _xla_to_kernel else b.shape[2]
         family = dense if groups == 1 else depthwise if inputs == 1 else grouped
@@ -607,7 +630,7 @@ def _define(name: str, plain: Callable, dense: Callable, depthwise: Callable, gr
         arrays = [_together(a) for a in select.broadcast(arrays, mapped)]
         return _apart(primitive.bind(*arrays, groups=groups * size, **params), size)
 
-    return select.define(name, plain, fast, batch)
+    return select.define(name, plain, fast, batch, tpu)
 
 
 forward_p = _define("conv", _xla_forward, _dense_forward, _depthwise_forward, _grouped_forward)
@@ -615,7 +638,12 @@ to_image_p = _define(
     "conv_to_image", _xla_to_image, _dense_to_image, _depthwise_to_image, _grouped_to_image
 )
 to_kernel_p = _define(
-    "conv_to_kernel", _xla_to_kernel, _dense_to_kernel, _depthwise_to_kernel, _grouped_to_kernel
+    "conv_to_kernel",
+    _xla_to_kernel,
+    _dense_to_kernel,
+    _depthwise_to_kernel,
+    _grouped_to_kernel,
+    _tpu_to_kernel,
 )
 ad.defbilinear(
     forward_p,

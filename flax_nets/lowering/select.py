@@ -69,7 +69,9 @@ def _checked(form: str, name: str) -> str:
     return form
 
 
-def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primitive:
+def define(
+    name: str, plain: Callable, fast: Callable, batch: Callable, tpu: Callable | None = None
+) -> Primitive:
     """A primitive that is `plain` in general and `fast` on CPU; differentiate it yourself.
 
     Args:
@@ -78,6 +80,7 @@ def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primi
       fast: the same function as the CPU runs it best.
       batch: (arrays, mapped, primitive, **params) -> array with the mapped axis first, as the
         arrays have it that are `mapped`.
+      tpu: the same function as a TPU runs it best, where that is not `plain`.
 
     Bind it with `form=current()`. Neither form is ever differentiated, so both may use anything.
     """
@@ -127,6 +130,7 @@ def define(name: str, plain: Callable, fast: Callable, batch: Callable) -> Primi
 
     mlir.register_lowering(primitive, lower(plain))
     mlir.register_lowering(primitive, lower(fast), platform="cpu")
+    mlir.register_lowering(primitive, lower(tpu or plain), platform="tpu")
     return primitive
 
 
