@@ -174,6 +174,8 @@ def check_float32_drawn(draw):
         pytest.param((2, 73, 71, 8), 1, 12, 2, id="strided"),
         pytest.param((2, 60, 60, 3), 2, 6, 2, id="patches"),
         pytest.param((2, 81, 41, 16), 3, 16, 1, id="bands of rows"),
+        pytest.param((8, 28, 28, 16), 3, 12, 1, id="bands of images"),
+        pytest.param((6, 30, 30, 8), 5, 12, 1, id="patches of bands of images"),
         pytest.param((8, 33, 33, 16), 3, 16, 2, id="phases"),
     ],
 )
@@ -547,6 +549,23 @@ def test_scan_and_checkpoint():
             want = jax.tree.map(lambda k, g: k - 0.01 * g, want, gradients)
     got = jax.jit(steps)(kernels, x)
     jax.tree.map(lambda a, b: close(a, b, 1e-9), got, want)
+
+
+def test_one_channel_on_a_tpu():
+    """The kernel's gradient is a product there: as a convolution it would compile for minutes."""
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.standard_normal(shape)) for shape in ((4, 9, 8, 1), (4, 5, 4, 6)))
+    window = make(x.shape, (3, 3), 2, ((1, 2), (1, 1)), 1)
+    params = {"window": window, "groups": 1, "precision": None}
+    close(conv_forms._tpu_to_kernel(x, g, **params), _xla_to_kernel(x, g, **params), 1e-14)
+
+    def learn(x, kernel):
+        return jax.grad(lambda kernel: lowering.conv(x, kernel, padding=1).sum())(kernel)
+
+    for channels, convolutions in ((1, 0), (2, 1)):
+        x, kernel = jnp.ones((2, 8, 8, channels)), jnp.ones((3, 3, channels, 4))
+        text = jax.export.export(jax.jit(learn), platforms=["tpu"])(x, kernel).mlir_module()
+        assert text.count("stablehlo.convolution") == convolutions
 
 
 def test_export():

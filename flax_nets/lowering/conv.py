@@ -179,13 +179,18 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
     places = g.shape[0] * window.out[0] * window.out[1]
     banded = x.dtype == jnp.float32 and isinstance(places, int)
+    if banded and _small(window) and not _flat(window):
+        images = _divisor_up_to(g.shape[0], BAND * g.shape[0] // places)
+        images = images if select.alone() else g.shape[0]
+        bands = -(-images * places // (BAND * g.shape[0]))
+        return _kernel_by_bands(x, g, window, precision, bands, images)
     if not _flat(window) and not _outside(Window(*(_sideways(axis) for axis in window))):
         bands = -(-places // BAND) if banded else 1
-        return _kernel_by_bands(x, g, window, precision, bands)
+        return _kernel_by_bands(x, g, window, precision, bands, g.shape[0])
     if banded and _many(places, x, g, window):
         return _pointwise_by_bands(x, g, window, precision, places)
     if banded and not select.alone():  # bands of places would split the batch once more
-        return _kernel_by_bands(x, g, window, precision, -(-places // BAND))
+        return _kernel_by_bands(x, g, window, precision, -(-places // BAND), g.shape[0])
     patches = _patches(x, window)
     patches, g = (a.reshape(-1, a.shape[3]) for a in (patches, g))
     kernel = (_product_by_bands if banded else _product)(patches, g, precision)
@@ -193,16 +198,21 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
 
 
 def _kernel_product(x, g, window: Window, precision):
-    """A convolution of the images with the cotangent, images and channels having traded places.
+    """In float32 a product with patches, or one for each row of taps, where that copies less.
 
-    With many channels in float32 it is a matrix product with patches; with fewer, the images'
-    channels stand along its columns, so that its result is wide (`TILE`): tap by tap, and channel
-    by channel within a tap.
+    Otherwise a convolution of the images with the cotangent, images and channels having traded
+    places. With large windows in float32 the images' channels stand along its columns, so that its
+    result is wide (`TILE`): tap by tap, and channel by channel within a tap.
     """
-    if x.dtype == jnp.float32 and _small(window) and min(x.shape[3], g.shape[3]) >= 256:
+    inputs, outputs = x.shape[3], g.shape[3]
+    many = min(inputs, outputs) >= 256
+    if x.dtype == jnp.float32 and _small(window) and (many or not _flat(window)):
+        unmoved = window.stride == window.dilation == (1, 1)
+        if unmoved and not many and window.rows.taps > 1 and outputs <= inputs:
+            return _product_by_rows(x, g, window, precision)
         patches, g = (a.reshape(-1, a.shape[3]) for a in (_patches(x, window), g))
         kernel = _product(g, patches, precision)
-        return kernel.reshape(-1, *window.taps, x.shape[3]).transpose(1, 2, 3, 0)
+        return kernel.reshape(-1, *window.taps, inputs).transpose(1, 2, 3, 0)
     if x.dtype == jnp.float32 and window.columns.dilation == 1:
         channels = x.shape[3]
         kernel = lax.conv_general_dilated(
@@ -230,6 +240,16 @@ def _kernel_product(x, g, window: Window, precision):
     return kernel.transpose(1, 2, 0, 3)
 
 
+def _product_by_rows(x, g, window: Window, precision):
+    """A product for each row of taps, in which its taps lie side by side, a column apart."""
+    (high, wide), inputs, outputs = window.taps, x.shape[3], g.shape[3]
+    moved = [jnp.pad(g, ((0, 0), (0, 0), (j, wide - 1 - j), (0, 0))) for j in range(wide)]
+    beside = jnp.concatenate(moved, 3).reshape(-1, wide * outputs)
+    seen = [view.reshape(-1, inputs) for view in views(frame(x, window), window.rows, 1)]
+    kernel = jnp.stack([_product(view, beside, precision) for view in seen])
+    return kernel.reshape(high, inputs, wide, outputs).swapaxes(1, 2)
+
+
 # XLA adds up the products of a float32 sum one by one. With 64 channels of 8 images of 56x56 that
 # puts a kernel's gradient 7 times as far from the truth as PyTorch's; sums of this many at a time
 # bring it as near, and cost no time.
@@ -253,12 +273,12 @@ def _pointwise_by_bands(x, g, window: Window, precision, places: int):
         (seen,) = _taps(x, window)
         return _pointwise_by_bands(g, seen, window_g, precision, places).swapaxes(2, 3)
     bands = places * (x.shape[3] + g.shape[3]) * 4 // BYTES
-    return _kernel_by_bands(x, g, window, precision, max(bands, 2))
+    return _kernel_by_bands(x, g, window, precision, max(bands, 2), g.shape[0])
 
 
-def _kernel_by_bands(x, g, window: Window, precision, bands: int):
-    """The sum of `_kernel_product` over bands of rows."""
-    if bands <= 1:
+def _kernel_by_bands(x, g, window: Window, precision, bands: int, images):
+    """The sum of `_kernel_product` over so many bands of rows, of so many images at a time."""
+    if bands <= 1 and images == g.shape[0]:
         return _kernel_product(x, g, window, precision)
     rows, columns = window
     height = -(-rows.out // _divisor(rows.out, bands))
@@ -271,13 +291,17 @@ def _kernel_by_bands(x, g, window: Window, precision, bands: int):
         columns._replace(size=columns.covered, low=0, high=0),
     )
 
-    def add(total, number):
-        start = number * height
-        seen = lax.dynamic_slice_in_dim(x, start * rows.stride, band.rows.size, axis=1)
-        part = lax.dynamic_slice_in_dim(g, start, height, axis=1)
-        return total + _kernel_product(seen, part, band, precision), None
+    def part(a, image, row, height: int):
+        a = lax.dynamic_slice_in_dim(a, row, height, axis=1)
+        return a if images == g.shape[0] else lax.dynamic_slice_in_dim(a, image, images, axis=0)
 
-    return lax.scan(add, _kernel(x, g, window), np.arange(bands, dtype=np.int32))[0]
+    def add(total, number):
+        image, row = number // bands * images, number % bands * height
+        seen = part(x, image, row * rows.stride, band.rows.size)
+        return total + _kernel_product(seen, part(g, image, row, height), band, precision), None
+
+    numbers = np.arange(g.shape[0] // images * bands, dtype=np.int32)
+    return lax.scan(add, _kernel(x, g, window), numbers)[0]
 
 
 def _product(x, g, precision):
@@ -303,6 +327,11 @@ def _product_by_bands(x, g, precision):
         return total + _product(x, g, precision), None
 
     return lax.scan(add, jnp.zeros((inputs, outputs), x.dtype), (x, g))[0]
+
+
+def _divisor_up_to(length: int, most: int) -> int:
+    """The largest number that divides `length` and is not larger than `most`; at least 1."""
+    return next((n for n in range(min(most, length), 1, -1) if length % n == 0), 1)
 
 
 def _divisor(length: int, wanted: int) -> int:
