@@ -272,7 +272,8 @@ CHECKPOINTS = """## Checkpoints
 By `python -m benchmarks.convert`, each measurement in a process of its own, the file in the page
 cache. After a comma stands ours over torch's. Figures in bold have a goal: reading and the cold
 process take at most {read} of torch's time, loading at most {copy} times a plain copy of the bytes,
-and memory at most {memory} times the weights.
+and memory at most {memory} times the weights. A network of few bytes misses the last two, as JAX's
+own tens of microseconds and few kilobytes for each array outweigh its weights.
 """
 
 

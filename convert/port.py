@@ -272,7 +272,8 @@ def _fill(
     arrays = jax.block_until_ready(jax.device_put(arrays))
     for key, value in zip(known, arrays, strict=True):
         entries[key].variable.set_value(value)
-    broken = {key: count for key in known if (count := _broken(tensors[key]))}
+    with np.errstate(all="ignore"):
+        broken = {key: count for key in known if (count := _broken(tensors[key]))}
     if broken:
         total = sum(broken.values())
         values = "1 value is" if total == 1 else f"{total} values are"
@@ -309,9 +310,8 @@ def _broken(value: np.ndarray) -> int:
     """How many are NaN or infinite. Mostly none are, which the sum shows at once."""
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return 0
-    with np.errstate(all="ignore"):
-        if np.isfinite(value.sum()):
-            return 0
+    if np.isfinite(value.sum()):
+        return 0
     return int((~np.isfinite(value)).sum())
 
 

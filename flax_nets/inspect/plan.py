@@ -339,29 +339,28 @@ def _up(side: int, multiple: int) -> int:
     return -(-side // multiple) * multiple
 
 
-def table(plans: Iterable[Plan]) -> str:
-    """Markdown: a row for each network."""
-    lines = [
-        "| network | fits | GiB per chip | operations | bytes | images/s per chip, at most "
-        "| share of peak | collectives | convolutions | activations moved | padding |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+HEADER = """\
+| network | fits | GiB per chip | operations | bytes | images/s per chip, at most | share of peak \
+| collectives | convolutions | activations moved | padding |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def row(p: Plan) -> str:
+    """Markdown: a line of the table under `HEADER`."""
+    cells = [
+        p.network,
+        {True: "yes", False: "no", None: "?"}[p.fits],
+        f"{(p.memory['total'] or 0) / GIB:.2f}",
+        f"{p.flops:.2e}",
+        f"{p.bytes:.2e}",
+        "?" if p.images_per_second is None else f"{p.images_per_second:,.0f}",
+        "?" if p.share_of_peak is None else f"{p.share_of_peak:.0%}",
+        ", ".join(f"{n} {op}" for op, (n, _) in p.collectives.items()) or "-",
+        ", ".join(f"{n} {dtype}" for dtype, n in p.convolutions.items()) or "-",
+        str(len(p.moved)),
+        f"{p.padding['arithmetic']:.0%}",
     ]
-    for p in plans:
-        cells = [
-            p.network,
-            {True: "yes", False: "no", None: "?"}[p.fits],
-            f"{(p.memory['total'] or 0) / GIB:.2f}",
-            f"{p.flops:.2e}",
-            f"{p.bytes:.2e}",
-            "?" if p.images_per_second is None else f"{p.images_per_second:,.0f}",
-            "?" if p.share_of_peak is None else f"{p.share_of_peak:.0%}",
-            ", ".join(f"{n} {op}" for op, (n, _) in p.collectives.items()) or "-",
-            ", ".join(f"{n} {dtype}" for dtype, n in p.convolutions.items()) or "-",
-            str(len(p.moved)),
-            f"{p.padding['arithmetic']:.0%}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return f"| {' | '.join(cells)} |"
 
 
 # One network of each family, for `--all`.
@@ -409,9 +408,11 @@ def plan_command(argv: list[str]) -> int:
         if sys.stderr.isatty():
             print(f"compiling the step of {name} (minutes for a deep network) ...", file=sys.stderr)
         plans.append(plan(name, args.topology, args.batch_size, jnp.dtype(args.dtype)))
+        if args.all and not args.json:  # at once: a whole table takes an hour
+            print(*([HEADER] if len(plans) == 1 else []), row(plans[-1]), sep="\n", flush=True)
     if args.json:
         rows = [p.to_dict() for p in plans]
         print(json.dumps(rows if args.all else rows[0]))
-    else:
-        print(table(plans) if args.all else plans[0])
+    elif not args.all:
+        print(plans[0])
     return 0
