@@ -551,6 +551,14 @@ def test_scan_and_checkpoint():
     jax.tree.map(lambda a, b: close(a, b, 1e-9), got, want)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_no_images_at_all(form):
+    x, kernel = jnp.zeros((0, 8, 8, 3), jnp.float32), jnp.ones((3, 3, 3, 4), jnp.float32)
+    with lowering.use(form):
+        gradient = jax.grad(lambda kernel: lowering.conv(x, kernel, padding=1).sum())(kernel)
+    np.testing.assert_array_equal(gradient, np.zeros(kernel.shape))
+
+
 def test_one_channel_on_a_tpu():
     """The kernel's gradient is a product there: as a convolution it would compile for minutes."""
     rng = np.random.default_rng(0)

@@ -178,7 +178,7 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
     places = g.shape[0] * window.out[0] * window.out[1]
-    banded = x.dtype == jnp.float32 and isinstance(places, int)
+    banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
     if banded and _small(window) and not _flat(window):
         images = _divisor_up_to(g.shape[0], BAND * g.shape[0] // places)
         images = images if select.alone() else g.shape[0]
