@@ -180,7 +180,8 @@ def torch_side(
 ) -> Callable[[], Any]:
     """One step of a copy of the network in one of PyTorch's layouts.
 
-    `around` it stand forward pass and loss; `compiled` is `torch.compile`, where that is asked for.
+    `around` is entered for the forward pass and the loss (`torch.autocast`); `compiled` is given
+    the network and returns what is called in its place (`torch.compile`).
     """
     import torch
 

@@ -83,21 +83,16 @@ def named(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
-def in_dtype(model: Any, batch: Any, dtype: str) -> tuple[Any, dict[str, Any]]:
-    """A network that computes in `dtype`, and images of that type."""
+def our_side(model: Any, batch: Any, train: bool, dtype: str) -> Callable[[], Any]:
+    """One step of a copy of the network that computes in `dtype`."""
     from flax import nnx
 
     from flax_nets.create import set_dtype
+    from flax_nets.inspect.bench import prepare
 
     model = nnx.clone(model)
     set_dtype(model, jnp.dtype(dtype))
-    return model, {**batch, "image": jnp.asarray(batch["image"], dtype)}
-
-
-def our_side(model: Any, batch: Any, train: bool, dtype: str) -> Callable[[], Any]:
-    from flax_nets.inspect.bench import prepare
-
-    return prepare(*in_dtype(model, batch, dtype), train).run
+    return prepare(model, {**batch, "image": jnp.asarray(batch["image"], dtype)}, train).run
 
 
 def torch_side(
@@ -124,19 +119,12 @@ def operations(model: Any, batch: Any, train: bool) -> float:
     """Of one step, in the plain form."""
     import jax
 
-    from flax_nets import functional, lowering
-    from flax_nets import train as training
+    from flax_nets import lowering
+    from flax_nets.inspect.bench import step_of
 
-    apply, params, state = functional(model)
+    function, arguments = step_of(model, batch, train)
     with lowering.use("xla"):
-        if train:
-            optimizer = training.sgd(1e-3, momentum=0.9)
-            start = training.TrainState.create(params, state, optimizer)
-            lowered = jax.jit(training.make_train_step(apply, optimizer)).lower(start, batch)
-        else:
-            lowered = jax.jit(lambda p, s, x: apply(p, s, x)[0]).lower(
-                params, state, batch["image"]
-            )
+        lowered = jax.jit(function).lower(*arguments)
     return float(lowered.cost_analysis()["flops"])
 
 

@@ -87,3 +87,5 @@ def test_the_table_has_a_row_for_each(monkeypatch, capsys):
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 4 and len({row.count("|") for row in rows}) == 1
     assert [row.split()[1] for row in rows[2:]] == ["lenet5", "lenet5_1998"]
+    assert cli.main(["plan", "--model", "lenet5", *command[2:]]) == 0
+    assert capsys.readouterr().out.startswith("lenet5, a training step of 4 images in float32")

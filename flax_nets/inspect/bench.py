@@ -59,6 +59,27 @@ def prepare(
       train: Default False, inference.
       form: of `flax_nets.lowering.use`. Default "auto".
     """
+    function, arguments = step_of(model, batch, train)
+    hits = _cache_hits()
+    before, began = len(hits), time.perf_counter()
+    with lowering.use(form):
+        jitted = jax.jit(function, donate_argnums=(0,) if train else ())
+        compiled: Any = jitted.lower(*arguments).compile()
+    seconds = time.perf_counter() - began
+
+    def run() -> Any:
+        output = jax.block_until_ready(compiled(*arguments))
+        if train:
+            arguments[0], output = output
+        return output
+
+    return Step(run, seconds, len(hits) > before, _memory(compiled))
+
+
+def step_of(
+    model: nnx.Module, batch: Mapping[str, Any], train: bool
+) -> tuple[Callable[..., Any], list[Any]]:
+    """The function that `prepare` compiles, and what it calls it with."""
     apply, params, state = functional(model)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
     function: Callable[..., Any]
@@ -74,20 +95,7 @@ def prepare(
             return apply(params, state, x)[0]
 
         arguments = [params, state, arrays["image"]]
-    hits = _cache_hits()
-    before, began = len(hits), time.perf_counter()
-    with lowering.use(form):
-        jitted = jax.jit(function, donate_argnums=(0,) if train else ())
-        compiled: Any = jitted.lower(*arguments).compile()
-    seconds = time.perf_counter() - began
-
-    def run() -> Any:
-        output = jax.block_until_ready(compiled(*arguments))
-        if train:
-            arguments[0], output = output
-        return output
-
-    return Step(run, seconds, len(hits) > before, _memory(compiled))
+    return function, arguments
 
 
 @functools.cache

@@ -203,6 +203,8 @@ def _kernel_product(x, g, window: Window, precision):
     Otherwise a convolution of the images with the cotangent, images and channels having traded
     places. With large windows in float32 the images' channels stand along its columns, so that its
     result is wide (`TILE`): tap by tap, and channel by channel within a tap.
+
+    Which product is faster was measured with jax 0.10.2 on two cores without AVX-512.
     """
     inputs, outputs = x.shape[3], g.shape[3]
     many = min(inputs, outputs) >= 256
