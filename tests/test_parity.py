@@ -19,6 +19,7 @@ from benchmarks.compare import (
     images,
     leaves,
     nchw,
+    randomise,
     state_dict,
     torch_features,
     torch_pass,
@@ -41,14 +42,31 @@ OTHERS = [
 ]
 
 
-def make(file, name, overrides):
-    """Twin, Flax model with the twin's numbers, and images."""
+def make(file, name, overrides, seed=0, settled=False):
+    """Twin, Flax model with the twin's numbers, and images.
+
+    Args:
+      seed: of the images, and of the twin's scales, biases and statistics.
+      settled: batch norm's statistics are those of these images, as a trained network's nearly are.
+    """
     family = FAMILIES[file]
     spec = registry.resolve(name).with_arguments(**overrides)
-    reference = twin(spec, dropout=0.0)
-    model = flax_nets.create_model(name, weights=state_dict(reference), dropout=0.0, **overrides)
+    reference = randomise(twin(spec, dropout=0.0), seed)
     side = spec.arguments.get("image_size", family.side(name))
-    return reference, model, images(spec, family.batch, side)
+    x = images(spec, family.batch, side, seed)
+    if settled:
+        settle(reference, x)
+    model = flax_nets.create_model(name, weights=state_dict(reference), dropout=0.0, **overrides)
+    return reference, model, x
+
+
+def settle(reference, x):
+    """Give batch norm the statistics of these images."""
+    for module in reference.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        reference.train()(torch.tensor(nchw(x)))
 
 
 def test_every_file_of_networks_has_its_cases():
@@ -151,18 +169,28 @@ def test_round_trip_is_bit_identical(file, name, overrides):
 
 @pytest.mark.parametrize(("file", "name", "overrides"), FULL)
 def test_float32_is_as_near_to_the_truth_as_pytorch(file, name, overrides):
-    """Our distance from the float64 outputs is at most 1.5 times PyTorch's own."""
-    reference, model, x = make(file, name, overrides)
-    with torch.no_grad():
-        truth = as_numpy(reference.eval()(torch.tensor(nchw(x))))
-        theirs = as_numpy(reference.float()(torch.tensor(nchw(x)).float()))
-    flax_nets.create.set_dtype(model, jnp.float32)
-    apply, params, state = flax_nets.functional(model)
-    params, state = jax.tree.map(
-        lambda v: v.astype(np.float32) if v.dtype == np.float64 else v, (params, state)
-    )
-    ours, _ = jax.jit(apply)(params, state, jnp.asarray(x, np.float32))
-    assert ours.dtype == np.float32
-    assert np.sqrt(np.mean((as_numpy(ours) - truth) ** 2)) <= 1.5 * np.sqrt(
-        np.mean((theirs - truth) ** 2)
-    )
+    """Our distance from the float64 outputs is at most 1.5 times PyTorch's own.
+
+    Over three networks, as one rounded scale of a batch norm moves all outputs of one; and with
+    settled statistics: with drawn ones outputs reach 1e11, and all gates but one are shut, so that
+    the comparison would be of how that one was rounded.
+    """
+    run, ours, theirs = None, [], []
+    for seed in range(3):
+        reference, model, x = make(file, name, overrides, seed, settled=True)
+        with torch.no_grad():
+            truth = as_numpy(reference.eval()(torch.tensor(nchw(x))))
+            near = as_numpy(reference.float()(torch.tensor(nchw(x)).float()))
+        flax_nets.create.set_dtype(model, jnp.float32)
+        apply, params, state = flax_nets.functional(model)
+        params, state = jax.tree.map(
+            lambda v: v.astype(np.float32) if v.dtype == np.float64 else v, (params, state)
+        )
+        run = run or jax.jit(apply)
+        y, _ = run(params, state, jnp.asarray(x, np.float32))
+        assert y.dtype == np.float32
+        size = np.sqrt(np.mean(truth**2))
+        ours.append((as_numpy(y) - truth) / size)
+        theirs.append((near - truth) / size)
+    ours, theirs = (np.sqrt(np.mean(np.square(errors))) for errors in (ours, theirs))
+    assert ours <= 1.5 * theirs

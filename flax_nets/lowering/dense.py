@@ -11,12 +11,14 @@ from jax.interpreters import ad
 
 from flax_nets.lowering import select
 
-# XLA's CPU backend adds up a thousand products of a float32 sum one by one: a dense layer is then
-# 1.6 times as far from the truth as PyTorch's. Shorter sums, added up afterwards, come as near as
-# PyTorch's. They cost what it takes to write them: nothing where there are few outputs in all, 10%
-# with 8 rows of 4096, 10 to 25% while they fit the cache, and too much with more.
-BANDS = ((1 << 12, 256), (1 << 15, 512), (640 << 10, 256))  # at most so many outputs: products
-FEW_ROWS = 32  # for which the kernel, read once, is all that takes time
+# XLA's CPU backend adds up a thousand products of a float32 sum one by one, PyTorch's some tens to
+# a few hundred: a dense layer is then 1.3 to 3 times as far from the truth as PyTorch's. Shorter
+# sums, added up afterwards, come as near. They cost what it takes to write them: nothing where
+# there are few outputs in all, 10% with 8 rows of 4096, 10 to 25% while they fit the cache, and too
+# much with more; with 32 rows all bands' products in one take two to three times as long on AVX2.
+FEW = 1 << 11  # outputs, too few for any form to take time
+BANDS = ((FEW, 32), (1 << 12, 256), (1 << 15, 512), (640 << 10, 256))  # up to so many: products
+FEW_ROWS = 16  # for which the kernel, read once, is all that takes time
 
 
 def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -38,7 +40,7 @@ def _in_bands(x, kernel, *, precision):
         return _plain(x, kernel, precision=precision)
     length, outputs = x.shape[-1] // bands, kernel.shape[1]
     rows = math.prod(x.shape[:-1])
-    if rows > FEW_ROWS:
+    if rows > FEW_ROWS and rows * outputs > FEW:
         parts = [
             _plain(
                 lax.slice_in_dim(x, i * length, (i + 1) * length, axis=-1),
