@@ -89,7 +89,7 @@ class Entry:
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        return self.rule.layout.torch_shape(tuple(self.variable.get_value().shape))
+        return self.rule.layout.torch_shape(tuple(self.variable.shape))
 
 
 def entries(model: nnx.Module) -> list[Entry]:
