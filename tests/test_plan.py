@@ -1,6 +1,7 @@
 """`flax-nets plan`: what is read from a compiled step, and from the text of one for a TPU."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -89,3 +90,29 @@ def test_the_table_has_a_row_for_each(monkeypatch, capsys):
     assert [row.split()[1] for row in rows[2:]] == ["lenet5", "lenet5_1998"]
     assert cli.main(["plan", "--model", "lenet5", *command[2:]]) == 0
     assert capsys.readouterr().out.startswith("lenet5, a training step of 4 images in float32")
+
+
+def test_a_table_goes_on_where_it_was(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(plan, "NETWORKS", ("lenet5",))
+    kept = tmp_path / "plans.jsonl"
+    command = ["plan", "--all", "--topology", "local", "--batch-size", "4", "--dtype", "float32"]
+    command += ["--out", str(kept)]
+    assert cli.main(command) == 0
+    table = capsys.readouterr().out
+    monkeypatch.setattr(plan, "plan", None)  # what is there is not compiled again
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == table
+    kept.write_text('{"network": "lenet5"}\n')
+    assert cli.main(command) == 2
+    assert "line 1: expected a plan" in capsys.readouterr().err
+    assert kept.read_text() == '{"network": "lenet5"}\n'
+
+
+def test_the_page_shows_the_plans_that_were_made():
+    root = pathlib.Path(__file__).parent.parent
+    page = (root / "docs" / "tpu.md").read_text().splitlines()
+    lines = (root / "benchmarks" / "results" / "plan.jsonl").read_text().splitlines()
+    for line in lines:
+        made = plan.Plan.from_dict(json.loads(line))
+        assert plan.row(made) in page
+        assert made.fits and set(made.convolutions) == {"bf16"}

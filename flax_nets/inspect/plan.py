@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
 import re
 import sys
 import time
@@ -133,6 +134,14 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {**dataclasses.asdict(self), "fits": self.fits}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        """The inverse of `to_dict`, of what JSON made of it."""
+        fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+        fields["moved"] = tuple(map(tuple, fields["moved"]))
+        fields["collectives"] = {op: tuple(n) for op, n in fields["collectives"].items()}
+        return cls(**fields)
 
     def __str__(self) -> str:
         memory = ", ".join(
@@ -392,6 +401,7 @@ NETWORKS = (
 def plan_command(argv: list[str]) -> int:
     """`flax-nets plan`."""
     from flax_nets.cli import Parser
+    from flax_nets.train.files import write_text
 
     parser = Parser("plan", "Compile a training step for an accelerator, and tell what it costs.")
     add = parser.add_argument
@@ -401,13 +411,24 @@ def plan_command(argv: list[str]) -> int:
     add("--topology", default="v5e:2x2", help="TPU version and mesh of chips, or local")
     add("--batch-size", type=int, metavar="N", default=1024, help="images, over all chips")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="to compute in")
+    add(
+        "--out", type=pathlib.Path, metavar="FILE", help="keep plans as JSON lines, and go on there"
+    )
     parser.add_json()
     args = parser.parse_args(argv)
+    kept = _kept(args.out) if args.out else {}
     plans = []
     for name in NETWORKS if args.all else (args.model,):
-        if sys.stderr.isatty():
-            print(f"compiling the step of {name} (minutes for a deep network) ...", file=sys.stderr)
-        plans.append(plan(name, args.topology, args.batch_size, jnp.dtype(args.dtype)))
+        asked = (name, args.topology, args.batch_size, args.dtype)
+        if asked not in kept:
+            if sys.stderr.isatty():
+                told = f"compiling the step of {name} (minutes for a deep network) ..."
+                print(told, file=sys.stderr)
+            kept[asked] = plan(*asked[:3], jnp.dtype(args.dtype))
+            if args.out:
+                lines = (json.dumps(p.to_dict()) for p in kept.values())
+                write_text(args.out, "\n".join([*lines, ""]))
+        plans.append(kept[asked])
         if args.all and not args.json:  # at once: a whole table takes an hour
             print(*([HEADER] if len(plans) == 1 else []), row(plans[-1]), sep="\n", flush=True)
     if args.json:
@@ -416,3 +437,17 @@ def plan_command(argv: list[str]) -> int:
     elif not args.all:
         print(plans[0])
     return 0
+
+
+def _kept(path: pathlib.Path) -> dict[tuple[str, str, int, str], Plan]:
+    """The plans in a file, by what was asked; none where there is no such file yet."""
+    kept = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+        try:
+            found = Plan.from_dict(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: expected a plan in JSON ({error!r})"
+            ) from None
+        kept[found.network, found.topology, found.batch_size, found.dtype] = found
+    return kept
