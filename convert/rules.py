@@ -89,7 +89,7 @@ class Entry:
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        return self.rule.layout.torch_shape(tuple(self.variable.shape))
+        return self.rule.layout.torch_shape(tuple(self.variable.get_raw_value().shape))
 
 
 def entries(model: nnx.Module) -> list[Entry]:
