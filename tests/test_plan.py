@@ -94,7 +94,7 @@ def test_the_table_has_a_row_for_each(monkeypatch, capsys):
 
 def test_a_table_goes_on_where_it_was(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(plan, "NETWORKS", ("lenet5",))
-    kept = tmp_path / "plans.jsonl"
+    kept = tmp_path / "new" / "plans.jsonl"
     command = ["plan", "--all", "--topology", "local", "--batch-size", "4", "--dtype", "float32"]
     command += ["--out", str(kept)]
     assert cli.main(command) == 0

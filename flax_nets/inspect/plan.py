@@ -416,6 +416,8 @@ def plan_command(argv: list[str]) -> int:
     )
     parser.add_json()
     args = parser.parse_args(argv)
+    if args.out:  # before minutes of compiling
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     kept = _kept(args.out) if args.out else {}
     plans = []
     for name in NETWORKS if args.all else (args.model,):

@@ -511,7 +511,7 @@ def _few_places(y, kernel, window: Window) -> bool:
 
 
 def _narrow(kernel) -> bool:
-    """A first layer of few channels: XLA's convolution takes 1.2 to 5 times as long.
+    """A layer of few channels, first ones mostly: XLA's convolution takes 1.2 to 5 times as long.
 
     The first layer of a mobile network was measured with AVX-512 (with AVX2 it loses a fifth),
     those of a LeNet and a narrow Highway network with AVX2.
