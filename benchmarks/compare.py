@@ -75,11 +75,11 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def twin(spec: registry.Spec, **overrides: Any) -> torch.nn.Module:
+def twin(spec: registry.Spec, seed: int = 0, **overrides: Any) -> torch.nn.Module:
     """The PyTorch twin of a spec, in float64, with randomised numbers."""
     spec = spec.with_arguments(**overrides)
-    torch.manual_seed(0)
-    return randomise(spec.cls("torch_ref")(**spec.arguments).double())
+    torch.manual_seed(seed)
+    return randomise(spec.cls("torch_ref")(**spec.arguments).double(), seed)
 
 
 def state_dict(model: torch.nn.Module) -> dict[str, np.ndarray]:

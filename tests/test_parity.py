@@ -19,7 +19,6 @@ from benchmarks.compare import (
     images,
     leaves,
     nchw,
-    randomise,
     state_dict,
     torch_features,
     torch_pass,
@@ -46,12 +45,12 @@ def make(file, name, overrides, seed=0, settled=False):
     """Twin, Flax model with the twin's numbers, and images.
 
     Args:
-      seed: of the images, and of the twin's scales, biases and statistics.
+      seed: of the images and of all numbers.
       settled: batch norm's statistics are those of these images, as a trained network's nearly are.
     """
     family = FAMILIES[file]
     spec = registry.resolve(name).with_arguments(**overrides)
-    reference = randomise(twin(spec, dropout=0.0), seed)
+    reference = twin(spec, seed, dropout=0.0)
     side = spec.arguments.get("image_size", family.side(name))
     x = images(spec, family.batch, side, seed)
     if settled:
@@ -171,12 +170,14 @@ def test_round_trip_is_bit_identical(file, name, overrides):
 def test_float32_is_as_near_to_the_truth_as_pytorch(file, name, overrides):
     """Our distance from the float64 outputs is at most 1.5 times PyTorch's own.
 
-    Over three networks, as one rounded scale of a batch norm moves all outputs of one; and with
+    Over three networks and at least 200 outputs, as one rounded scale of a batch norm moves all
+    outputs of a network, and one rounding of 40 outputs' largest their error by half; and with
     settled statistics: with drawn ones outputs reach 1e11, and all gates but one are shut, so that
     the comparison would be of how that one was rounded.
     """
     run, ours, theirs = None, [], []
-    for seed in range(3):
+    while len(ours) < 3 or sum(map(np.size, ours)) < 200:
+        seed = len(ours)
         reference, model, x = make(file, name, overrides, seed, settled=True)
         with torch.no_grad():
             truth = as_numpy(reference.eval()(torch.tensor(nchw(x))))

@@ -99,9 +99,16 @@ def test_a_table_goes_on_where_it_was(monkeypatch, capsys, tmp_path):
     command += ["--out", str(kept)]
     assert cli.main(command) == 0
     table = capsys.readouterr().out
-    monkeypatch.setattr(plan, "plan", None)  # what is there is not compiled again
+
+    def compile_anew(*args):
+        raise ValueError("compiled anew")
+
+    monkeypatch.setattr(plan, "plan", compile_anew)
     assert cli.main(command) == 0
     assert capsys.readouterr().out == table
+    monkeypatch.setattr(plan, "compiler", lambda topology: "jax 0.0.0")
+    assert cli.main(command) == 2
+    assert "compiled anew" in capsys.readouterr().err
     kept.write_text('{"network": "lenet5"}\n')
     assert cli.main(command) == 2
     assert "line 1: expected a plan" in capsys.readouterr().err

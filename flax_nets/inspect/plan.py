@@ -9,7 +9,9 @@ from 4 chips to 256; `--topology local` compiles for the devices that are there.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -96,6 +98,7 @@ class Plan:
 
     Args:
       network, topology, chips, batch_size, dtype: what was asked; `batch_size` over all chips.
+      compiler: versions of jax, and of libtpu for a TPU.
       compile_seconds: of this compilation.
       memory: bytes of "weights" (with batch statistics), "optimizer", "activations" (what the
         step needs beside them), "total", and of the chip ("capacity", None where unknown).
@@ -114,6 +117,7 @@ class Plan:
     chips: int
     batch_size: int
     dtype: str
+    compiler: str
     compile_seconds: float
     memory: dict[str, float | None]
     flops: float
@@ -170,7 +174,7 @@ class Plan:
         ]
         for (opcode, array, operation), n in collections.Counter(self.moved).most_common(10):
             lines.append(f"    {n} x {opcode} {array} ({operation})")
-        lines.append(f"  compiled in        {self.compile_seconds:.0f} s")
+        lines.append(f"  compiled in        {self.compile_seconds:.0f} s by {self.compiler}")
         return "\n".join(lines)
 
 
@@ -241,6 +245,7 @@ def plan(
         chips=len(devices),
         batch_size=batch_size,
         dtype=jnp.dtype(dtype).name,
+        compiler=compiler(topology),
         compile_seconds=seconds,
         memory={
             **held,
@@ -259,6 +264,16 @@ def plan(
         moved=tuple(moved_activations(found, batch_size // len(devices))),
         padding=padding(found, chip.lanes if chip else 128),
     )
+
+
+def compiler(topology: str) -> str:
+    """The versions that a plan depends on."""
+    wanted = ("jax",) if topology == "local" else ("jax", "libtpu")
+    found = []
+    for name in wanted:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)
 
 
 def _shown(size: float) -> str:
@@ -422,7 +437,7 @@ def plan_command(argv: list[str]) -> int:
     plans = []
     for name in NETWORKS if args.all else (args.model,):
         asked = (name, args.topology, args.batch_size, args.dtype)
-        if asked not in kept:
+        if asked not in kept or kept[asked].compiler != compiler(args.topology):
             if sys.stderr.isatty():
                 told = f"compiling the step of {name} (minutes for a deep network) ..."
                 print(told, file=sys.stderr)
