@@ -164,7 +164,8 @@ def settle(network: Any, batch: Any) -> None:
         for parameter in network.parameters():
             if parameter.ndim > 1 and not parameter.any():
                 parameter.normal_(0, 0.02)
-        network.train()(torch.tensor(nchw(batch["image"])))
+        device = next(network.parameters()).device
+        network.train()(torch.tensor(nchw(batch["image"]), device=device))
     for norm, momentum in norms.items():
         norm.momentum = momentum
 

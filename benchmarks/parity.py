@@ -1,9 +1,10 @@
-"""The full sweep: every network at full depth against PyTorch, float64, on the CPU.
+"""The full sweep: every network at full depth against PyTorch on the CPU, in float64.
 
     python -m benchmarks.parity                    # all variants, and all names of the libraries
     python -m benchmarks.parity --only 'vit*' --workers 2
     python -m benchmarks.parity --float32          # how far float32 is from float64, on both sides
     python -m benchmarks.parity --table            # docs/parity.md, of what has been measured
+    python -m benchmarks.parity --out benchmarks/results/parity_gpu.jsonl   # where JAX has a GPU
 
 Each variant is compared with its twin in `torch_ref` (eval and train mode), each name of
 torchvision and timm with the library itself (eval mode, through a checkpoint that torch saved):
@@ -27,7 +28,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,6 +37,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ROOT / "tests" / "data" / "names.txt"
 RESULTS = ROOT / "benchmarks" / "results"
 OUT, OUT32 = RESULTS / "parity.jsonl", RESULTS / "float32.jsonl"
+OUT_GPU = RESULTS / "parity_gpu.jsonl"
 PAGE = ROOT / "docs" / "parity.md"
 # Sides of the images in pixels: small, and large enough for train mode (16 values per channel in
 # the last batch norm of a batch of 4).
@@ -161,7 +163,8 @@ def flax_side(job: str, folder: pathlib.Path) -> dict[str, object]:
             )
         return found
 
-    row: dict[str, object] = {"job": job, "parameters": _count(model)}
+    device = jax.devices()[0].device_kind
+    row: dict[str, object] = {"job": job, "device": device, "parameters": _count(model)}
     for train in modes(job):
         row["train" if train else "eval"] = errors(train)  # which then lets go of its arrays
     row["equal"] = equal(row)
@@ -391,13 +394,12 @@ def distances(row: dict | None) -> str:
 
 def page(rows: list[dict], rows32: list[dict]) -> str:
     """docs/parity.md."""
-    order = {job: i for i, job in enumerate(jobs())}
-    rows = sorted(rows, key=lambda row: order.get(row["job"], len(order)))
+    rows = in_order(rows)
     measured = "; ".join(sorted({row["versions"] for row in rows + rows32 if "versions" in row}))
     equal = sum(row["equal"] for row in rows)
     near = sum(row["equal"] for row in rows32)
     return INTRO.format(
-        total=len(order),
+        total=len(jobs()),
         done=len(rows),
         equal=equal,
         done32=len(rows32),
@@ -407,6 +409,31 @@ def page(rows: list[dict], rows32: list[dict]) -> str:
     ) + table(rows, rows32)
 
 
+def on_gpus(rows: list[dict]) -> str:
+    """The page's last part, empty where nothing was measured."""
+    parts = []
+    for device, versions in dict.fromkeys((row["device"], row["versions"]) for row in rows):
+        own = in_order(
+            row for row in rows if (row["device"], row["versions"]) == (device, versions)
+        )
+        equal = sum(row["equal"] for row in own)
+        parts.append(GPU.format(device=device, equal=equal, done=len(own), versions=versions))
+        parts.append(table(own, []))
+    return "".join(parts)
+
+
+def in_order(rows: Iterable[dict]) -> list[dict]:
+    order = {job: i for i, job in enumerate(jobs())}
+    return sorted(rows, key=lambda row: order.get(row["job"], len(order)))
+
+
+GPU = """
+## On a GPU
+
+The same on one {device}, PyTorch staying on the CPU: {equal} of {done} within the limits. Measured
+with {versions}.
+
+"""
 INTRO = """# Parity, measured
 
 Written by `python -m benchmarks.parity --table` from `benchmarks/results`: run that, and do not
@@ -444,7 +471,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the rows")
     args = parser.parse_args()
     if args.table:
-        PAGE.write_text(page(read(OUT), read(OUT32)), "utf-8")
+        PAGE.write_text(page(read(OUT), read(OUT32)) + on_gpus(read(OUT_GPU)), "utf-8")
         return 0
     out = args.out or (OUT32 if args.float32 else OUT)
     rows = sweep(args.only, out, args.workers, args.seconds, args.float32)

@@ -16,6 +16,7 @@ maker's data sheet; operations are those of the plain form of the step, as XLA c
 from __future__ import annotations
 
 import functools
+import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -45,11 +46,12 @@ def jobs() -> list[str]:
 
 
 def measure(job: str, rounds: int) -> Row:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # of a GPU; the rest for PyTorch
     import jax
     import torch
 
     import convert
-    from flax_nets.inspect.bench import in_turns
+    from flax_nets.inspect.bench import in_turns, operations, step_of
 
     gpu = jax.devices()[0].platform == "gpu"
     if gpu and not torch.cuda.is_available():
@@ -57,11 +59,11 @@ def measure(job: str, rounds: int) -> Row:
     device = "cuda" if gpu else "cpu"
     timing.torch_threads()
     torch.set_float32_matmul_precision("high")  # TF32, where there is a GPU
+    torch.backends.cudnn.benchmark = True  # as XLA does, it tries what is fastest
     model, batch = networks.ours(job, BATCH[device])
     against, network = networks.theirs(job, model)
-    networks.settle(network, batch)
-    convert.load(model, network.state_dict())
-    network = network.to(device)
+    networks.settle(network.to(device), batch)
+    convert.load(model, {k: v.cpu() for k, v in network.state_dict().items()})
 
     row: Row = {"against": against, "device": named(device), "images": BATCH[device]}
     for mode in MODES:
@@ -73,7 +75,8 @@ def measure(job: str, rounds: int) -> Row:
                 sides[f"{form} {dtype}"] = torch_side(network, batch, train, form, dtype, device)
         found = in_turns(sides, rounds)
         seconds = {side: statistics.median(values) for side, values in found.items()}
-        row[mode] = {"seconds": seconds, "operations": operations(model, batch, train)}
+        function, arguments = step_of(model, batch, train)
+        row[mode] = {"seconds": seconds, "operations": operations(function, *arguments)}
     return row
 
 
@@ -113,19 +116,6 @@ def torch_side(
             torch.cuda.synchronize()
 
     return run
-
-
-def operations(model: Any, batch: Any, train: bool) -> float:
-    """Of one step, in the plain form."""
-    import jax
-
-    from flax_nets import lowering
-    from flax_nets.inspect.bench import step_of
-
-    function, arguments = step_of(model, batch, train)
-    with lowering.use("xla"):
-        lowered = jax.jit(function).lower(*arguments)
-    return float(lowered.cost_analysis()["flops"])
 
 
 def table(rows: Sequence[Row]) -> str:

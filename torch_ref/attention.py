@@ -48,8 +48,10 @@ class MultiHeadAttention(nn.Module):
         head_dim=None,
         value_head_dim=None,
         dropout=0.0,
+        fused=False,
     ):
         super().__init__()
+        self.fused = fused
         qkv_bias = bias if qkv_bias is None else qkv_bias
         self.num_heads = num_heads
         self.head_dim = head_dim or embed_dim // num_heads
@@ -76,7 +78,11 @@ class MultiHeadAttention(nn.Module):
         self, query, key=None, value=None, mask=None, score_weights=None, need_weights=False
     ):
         q, k, v = self._project(query, key, value)
-        x, weights = scaled_dot_product(q, k, v, mask, score_weights, self.dropout)
+        if self.fused and mask is None and score_weights is None and not need_weights:
+            dropout = self.dropout.p if self.training else 0.0
+            x, weights = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), None
+        else:
+            x, weights = scaled_dot_product(q, k, v, mask, score_weights, self.dropout)
         x = x.transpose(1, 2).flatten(2)  # [N, heads, L, d_v] -> [N, L, heads * d_v]
         x = self.out_proj(x)
         return (x, weights) if need_weights else x

@@ -35,6 +35,7 @@ class EncoderBlock(nn.Module):
         norm_eps,
         dropout,
         attention_dropout,
+        fused,
         remat,
     ):
         super().__init__()
@@ -46,6 +47,7 @@ class EncoderBlock(nn.Module):
             qkv_bias=qkv_bias,
             head_dim=attention_width // num_heads,
             dropout=attention_dropout,
+            fused=fused,
         )
         self.dropout = nn.Dropout(dropout)
         self.ln_2 = nn.LayerNorm(width, eps=norm_eps)
@@ -132,6 +134,7 @@ class VisionTransformer(nn.Module):
         in_channels=3,
         dropout=0.0,
         attention_dropout=0.0,
+        fused=False,
         remat=False,
     ):
         super().__init__()
@@ -154,6 +157,7 @@ class VisionTransformer(nn.Module):
                 mlp_dim=mlp_dim or 4 * width,
                 qkv_bias=qkv_bias,
                 attention_dropout=attention_dropout,
+                fused=fused,
                 remat=remat,
             ),
         )

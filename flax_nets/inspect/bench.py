@@ -98,6 +98,18 @@ def step_of(
     return function, arguments
 
 
+def operations(function: Callable[..., Any], *arguments: Any) -> float:
+    """Of one call in the plain form, as XLA counts them.
+
+    In a compiled program it does not see what the libraries of a GPU compute; and other forms may
+    make more of them.
+    """
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+    with lowering.use("xla"), jax.default_device(jax.devices("cpu")[0]):
+        costs: Any = jax.jit(function).lower(*shapes).cost_analysis()
+    return float(costs["flops"])
+
+
 @functools.cache
 def _cache_hits() -> list[str]:
     """It grows with each program that JAX's persistent cache had."""

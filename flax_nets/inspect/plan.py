@@ -102,7 +102,8 @@ class Plan:
       compile_seconds: of this compilation.
       memory: bytes of "weights" (with batch statistics), "optimizer", "activations" (what the
         step needs beside them), "total", and of the chip ("capacity", None where unknown).
-      flops, bytes: operations, and bytes read and written by all instructions, of one step.
+      flops, bytes: operations, and bytes read and written by all instructions, of one step. On
+        local devices operations are those of the plain form: see `bench.operations`.
       images_per_second: of one chip, at most: what the slower of arithmetic and memory allows.
       share_of_peak: of the chip's arithmetic, at that rate. None, as above, where unknown.
       collectives: opcode -> (how many, bytes).
@@ -200,6 +201,7 @@ def plan(
     """
     from flax_nets import functional, registry, train
     from flax_nets.create import build, set_dtype
+    from flax_nets.inspect.bench import operations
 
     spec = registry.resolve(name).with_arguments(**overrides)
     devices, chip = find_devices(topology)
@@ -231,6 +233,8 @@ def plan(
     seconds = time.perf_counter() - began
     costs, needs = compiled.cost_analysis(), compiled.memory_analysis()
     flops, moved_bytes = float(costs.get("flops", 0)), float(costs.get("bytes accessed", 0))
+    if topology == "local":
+        flops = operations(step, start, batch) / len(devices)
     held = {"weights": _size((params, state)), "optimizer": _size(start.opt_state)}
     kept = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
     rate = share = None
@@ -258,10 +262,8 @@ def plan(
         images_per_second=rate,
         share_of_peak=share,
         collectives=collectives(found),
-        convolutions=dict(
-            collections.Counter(i.dtype for i in found if i.opcode == "convolution").most_common()
-        ),
-        moved=tuple(moved_activations(found, batch_size // len(devices))),
+        convolutions=convolutions(found),
+        moved=tuple(moved_activations(found, batch_size // len(devices), params)),
         padding=padding(found, chip.lanes if chip else 128),
     )
 
@@ -326,14 +328,34 @@ def collectives(found: Iterable[Instruction]) -> dict[str, tuple[int, int]]:
     return {opcode: (len(names[opcode]), sizes[opcode]) for opcode in names}
 
 
-def moved_activations(found: Iterable[Instruction], images: int) -> Iterator[tuple[str, str, str]]:
-    """Transposes and copies of arrays of three axes and more, one of them the images' axis."""
+def convolutions(found: Iterable[Instruction]) -> dict[str, int]:
+    """Type of the result -> how many."""
+    counts: collections.Counter[str] = collections.Counter()
     for i in found:
-        wide = [side for side in i.shape if side > 1]
-        if i.opcode in ("transpose", "copy") and len(wide) > 2 and images in i.shape:
+        cudnn = '"__cudnn$conv' in i.text and i.dtype != "u8"  # bytes that it worked in
+        counts[i.dtype] += cudnn or i.opcode == "convolution"
+    return {dtype: n for dtype, n in counts.most_common() if n}
+
+
+def moved_activations(
+    found: Iterable[Instruction], images: int, params: Any = ()
+) -> Iterator[tuple[str, str, str]]:
+    """Transposes and copies of arrays of three axes and more, one of them the images' axis.
+
+    Kernels with as many channels are left out, by the sides of `params`.
+    """
+    kernels = {_sides(p.shape) for p in jax.tree.leaves(params)}
+    for i in found:
+        wide = _sides(i.shape)
+        moves = i.opcode in ("transpose", "copy") and len(wide) > 2 and images in i.shape
+        if moves and wide not in kernels:
             operation = re.search(r'op_name="([^"]*)"', i.text)
             array = f"{i.dtype}[{','.join(map(str, i.shape))}]"
             yield i.opcode, array, operation[1] if operation else "of the compiler's own"
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(side for side in shape if side > 1))
 
 
 def padding(found: list[Instruction], lanes: int) -> dict[str, float]:

@@ -64,8 +64,8 @@ class MultiHeadAttention(nnx.Module):
       dropout: of the attention's weights. Default 0.
       fused: whether to use cuDNN's fused attention, on a GPU, in float16 or bfloat16, wherever it
         computes the same: no weights asked for or given, no active dropout, a boolean mask or
-        none, d_v = d_k. cuDNN has limits of its own (heads of a multiple of 8, up to 128) and
-        says so. Default False.
+        none, d_v = d_k. cuDNN has limits of its own (an Ampere GPU or later, heads of a multiple
+        of 8, up to 128) and says so. Default False.
 
     Raises ValueError where `num_heads` does not divide `embed_dim` and no `head_dim` is given.
     """
@@ -178,12 +178,36 @@ class MultiHeadAttention(nnx.Module):
 def _fused_attention(query, key, value, mask):
     """What `scaled_dot_product` computes, by cuDNN -> [N, L, heads * d_v]."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [N, L, heads, d]
-    seen = None if mask is None else ~_four_axes(mask)
-    with jax.numpy_dtype_promotion("standard"):  # jax's own code is not written for the strict one
-        x = jax.nn.dot_product_attention(query, key, value, mask=seen, implementation="cudnn")
-    if seen is not None:  # there a row that sees nothing is a mean of all values
-        x = jnp.where(seen.any(-1, keepdims=True).swapaxes(1, 2), x, 0.0)
+    odd = query.shape[1] % 2 or key.shape[1] % 2
+    attend = _cudnn_without_gradient if odd else _cudnn
+    if mask is None:
+        x = attend(query, key, value, None)
+    else:  # a row that sees nothing is NaN in cuDNN's gradient: it sees all, and then counts not
+        seen = ~_four_axes(mask)
+        some = seen.any(-1, keepdims=True)
+        x = attend(query, key, value, seen | ~some)
+        x = jnp.where(some.swapaxes(1, 2), x, 0.0)
     return x.reshape(*x.shape[:2], -1)
+
+
+def _cudnn(query, key, value, seen):
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code is not written for the strict one
+        return jax.nn.dot_product_attention(query, key, value, mask=seen, implementation="cudnn")
+
+
+# cuDNN has no gradient for odd lengths, such as ViT's 197: there it is ours.
+_cudnn_without_gradient = jax.custom_jvp(_cudnn)
+
+
+@_cudnn_without_gradient.defjvp
+def _(primals, tangents):
+    mask = None if primals[3] is None else ~primals[3]
+
+    def plain(*inputs):
+        x, _ = scaled_dot_product(*(x.swapaxes(1, 2) for x in inputs), mask)
+        return x.swapaxes(1, 2)
+
+    return jax.jvp(plain, primals[:3], tangents[:3])
 
 
 def local_mask(length: int, window: int, causal: bool = False) -> jax.Array:

@@ -40,6 +40,7 @@ class EncoderBlock(nnx.Module):
         norm_eps,
         dropout,
         attention_dropout,
+        fused,
         remat,
         *,
         rngs,
@@ -52,6 +53,7 @@ class EncoderBlock(nnx.Module):
             qkv_bias=qkv_bias,
             head_dim=attention_width // num_heads,
             dropout=attention_dropout,
+            fused=fused,
             rngs=rngs,
         )
         self.dropout = layers.Dropout(dropout, rngs=rngs)
@@ -135,6 +137,8 @@ class VisionTransformer(nnx.Module):
       norm_eps: of all layer norms. Default 1e-6.
       initialise: whose initial values: "torchvision" or "timm".
       dropout, attention_dropout: of the stream, and of the attention's weights. Default 0.
+      fused: whether attention is cuDNN's, where that is there: see `MultiHeadAttention`. Default
+        False.
       remat: whether training keeps the input of each block alone, and recomputes what is within in
         the backward pass: less memory, a forward pass more. Same outputs, gradients and dropout.
         Default False.
@@ -168,6 +172,7 @@ class VisionTransformer(nnx.Module):
         in_channels: int = 3,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        fused: bool = False,
         remat: bool = False,
         *,
         rngs: nnx.Rngs | None,
@@ -208,6 +213,7 @@ class VisionTransformer(nnx.Module):
                 mlp_dim=mlp_dim or 4 * width,
                 qkv_bias=qkv_bias,
                 attention_dropout=attention_dropout,
+                fused=fused,
                 remat=remat,
             ),
             rngs=rngs,
