@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in (*registry.FILES, *MODULES):
         made[LESSONS / f"{file}.md"] = lesson(file)
         made |= {PICTURES / f"{name}.svg": svg for name, svg in pictures(file).items()}
-    made[parity.PAGE] = parity.page(parity.read(parity.OUT), parity.read(parity.OUT32))
+    made[parity.PAGE] = parity.page()
     if args.check:
         stale = [path for path, text in made.items() if read(path) != text]
         for path in stale:

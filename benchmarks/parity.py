@@ -28,7 +28,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -392,9 +392,9 @@ def distances(row: dict | None) -> str:
     return "-" if row is None else f"{row['ours']:.1e} / {row['theirs']:.1e}"
 
 
-def page(rows: list[dict], rows32: list[dict]) -> str:
+def page() -> str:
     """docs/parity.md."""
-    rows = in_order(rows)
+    rows, rows32 = in_order(read(OUT)), read(OUT32)
     measured = "; ".join(sorted({row["versions"] for row in rows + rows32 if "versions" in row}))
     equal = sum(row["equal"] for row in rows)
     near = sum(row["equal"] for row in rows32)
@@ -406,20 +406,18 @@ def page(rows: list[dict], rows32: list[dict]) -> str:
         near=near,
         measured=f" Measured with {measured}." if measured else "",
         **LIMITS,
-    ) + table(rows, rows32)
+    ) + "".join([table(rows, rows32), *on_gpus(read(OUT_GPU))])
 
 
-def on_gpus(rows: list[dict]) -> str:
-    """The page's last part, empty where nothing was measured."""
-    parts = []
+def on_gpus(rows: list[dict]) -> Iterator[str]:
+    """The page's last parts, none where nothing was measured."""
     for device, versions in dict.fromkeys((row["device"], row["versions"]) for row in rows):
         own = in_order(
             row for row in rows if (row["device"], row["versions"]) == (device, versions)
         )
         equal = sum(row["equal"] for row in own)
-        parts.append(GPU.format(device=device, equal=equal, done=len(own), versions=versions))
-        parts.append(table(own, []))
-    return "".join(parts)
+        yield GPU.format(device=device, equal=equal, done=len(own), versions=versions)
+        yield table(own, [])
 
 
 def in_order(rows: Iterable[dict]) -> list[dict]:
@@ -471,7 +469,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the rows")
     args = parser.parse_args()
     if args.table:
-        PAGE.write_text(page(read(OUT), read(OUT32)) + on_gpus(read(OUT_GPU)), "utf-8")
+        PAGE.write_text(page(), "utf-8")
         return 0
     out = args.out or (OUT32 if args.float32 else OUT)
     rows = sweep(args.only, out, args.workers, args.seconds, args.float32)
