@@ -68,6 +68,8 @@ def measure(job: str, rounds: int) -> Row:
     row: Row = {"against": against, "device": named(device), "images": BATCH[device]}
     for mode in MODES:
         train = mode == "train"
+        function, arguments = step_of(model, batch, train)
+        counted = operations(function, *arguments)
         sides: dict[str, Callable[[], Any]] = {}
         for dtype in ("float32", "bfloat16") if gpu else ("float32",):
             sides[f"ours {dtype}"] = our_side(model, batch, train, dtype)
@@ -75,8 +77,7 @@ def measure(job: str, rounds: int) -> Row:
                 sides[f"{form} {dtype}"] = torch_side(network, batch, train, form, dtype, device)
         found = in_turns(sides, rounds)
         seconds = {side: statistics.median(values) for side, values in found.items()}
-        function, arguments = step_of(model, batch, train)
-        row[mode] = {"seconds": seconds, "operations": operations(function, *arguments)}
+        row[mode] = {"seconds": seconds, "operations": counted}
     return row
 
 

@@ -176,6 +176,15 @@ def test_compiling(monkeypatch):
     assert "| lenet5 | **1.50 s** | 12 s | 3.00 s | 0.50 | 0.50 s |" in compile.table([row])
 
 
+def test_counting_operations_takes_the_cpu_backend(monkeypatch):
+    def unknown(platform):
+        raise RuntimeError(f"Unknown backend {platform}")
+
+    monkeypatch.setattr("jax.devices", unknown)
+    with pytest.raises(ValueError, match=r"add cpu to JAX_PLATFORMS \(cuda,cpu\)"):
+        bench.operations(jax.numpy.sin, jax.numpy.ones(3))
+
+
 def test_throughput(monkeypatch):
     """Each side with the same numbers and as many images; torch.compile is asked for."""
     compiled = []

@@ -563,21 +563,28 @@ def test_no_images_at_all(form):
     np.testing.assert_array_equal(gradient, np.zeros(kernel.shape))
 
 
-def test_one_channel_on_a_tpu():
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 6), (2, 1), (4, 4)])
+def test_few_channels_on_a_tpu(inputs, outputs):
     """The kernel's gradient is a product there: as a convolution it would compile for minutes."""
     rng = np.random.default_rng(0)
-    x, g = (jnp.asarray(rng.standard_normal(shape)) for shape in ((4, 9, 8, 1), (4, 5, 4, 6)))
+    shapes = (4, 9, 8, inputs), (4, 5, 4, outputs)
+    x, g = (jnp.asarray(rng.standard_normal(shape)) for shape in shapes)
     window = make(x.shape, (3, 3), 2, ((1, 2), (1, 1)), 1)
     params = {"window": window, "groups": 1, "precision": None}
     close(conv_forms._tpu_to_kernel(x, g, **params), _xla_to_kernel(x, g, **params), 1e-14)
 
-    def learn(x, kernel):
-        return jax.grad(lambda kernel: lowering.conv(x, kernel, padding=1).sum())(kernel)
 
-    for channels, convolutions in ((1, 0), (2, 1)):
-        x, kernel = jnp.ones((2, 8, 8, channels)), jnp.ones((3, 3, channels, 4))
-        text = jax.export.export(jax.jit(learn), platforms=["tpu"])(x, kernel).mlir_module()
-        assert text.count("stablehlo.convolution") == convolutions
+@pytest.mark.parametrize(
+    ("inputs", "groups", "outputs", "convolutions"),
+    [(1, 1, 64, 0), (2, 1, 1, 0), (2, 1, 64, 1), (4, 2, 4, 1), (4, 4, 4, 1)],
+)
+def test_where_a_tpu_takes_a_product(inputs, groups, outputs, convolutions):
+    def learn(x, kernel):
+        return jax.grad(lambda k: lowering.conv(x, k, padding=1, groups=groups).sum())(kernel)
+
+    x, kernel = jnp.ones((2, 8, 8, inputs)), jnp.ones((3, 3, inputs // groups, outputs))
+    text = jax.export.export(jax.jit(learn), platforms=["tpu"])(x, kernel).mlir_module()
+    assert text.count("stablehlo.convolution") == convolutions
 
 
 def test_export():

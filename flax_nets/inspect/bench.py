@@ -102,10 +102,17 @@ def operations(function: Callable[..., Any], *arguments: Any) -> float:
     """Of one call in the plain form, as XLA counts them.
 
     In a compiled program it does not see what the libraries of a GPU compute; and other forms may
-    make more of them.
+    make more of them. Raises ValueError where JAX has no CPU beside the accelerator, which counts.
     """
+    try:
+        (cpu, *_) = jax.devices("cpu")
+    except RuntimeError as error:
+        raise ValueError(
+            f"operations are counted by JAX's CPU backend, and JAX has {jax.default_backend()} "
+            "alone here: add cpu to JAX_PLATFORMS (cuda,cpu), or unset it"
+        ) from error
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-    with lowering.use("xla"), jax.default_device(jax.devices("cpu")[0]):
+    with lowering.use("xla"), jax.default_device(cpu):
         costs: Any = jax.jit(function).lower(*shapes).cost_analysis()
     return float(costs["flops"])
 

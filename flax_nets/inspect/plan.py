@@ -227,14 +227,16 @@ def plan(
         "image": jax.ShapeDtypeStruct((batch_size, *spec.input_shape), dtype),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
+    # before minutes of compiling, as it may refuse
+    counted = operations(step, start, batch) if topology == "local" else None
     began = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=0).lower(placed(start), placed(batch, "data"))
     compiled: Any = lowered.compile()
     seconds = time.perf_counter() - began
     costs, needs = compiled.cost_analysis(), compiled.memory_analysis()
     flops, moved_bytes = float(costs.get("flops", 0)), float(costs.get("bytes accessed", 0))
-    if topology == "local":
-        flops = operations(step, start, batch) / len(devices)
+    if counted is not None:
+        flops = counted / len(devices)
     held = {"weights": _size((params, state)), "optimizer": _size(start.opt_state)}
     kept = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
     rate = share = None

@@ -126,16 +126,17 @@ def _kernel(x, g, window: Window, groups: int = 1):
 
 
 def _tpu_to_kernel(x, g, *, window: Window, groups, precision):
-    """As patches and a product for images of one channel.
+    """As patches and a product for images of one channel, and for few channels to few.
 
     As a convolution of images with windows of their own size, which is XLA's form, LeNet's first
-    layer keeps the compiler busy for more than five minutes.
+    layer and CBAM's attention to places each keep the compiler busy for more than five minutes.
     """
-    if x.shape[3] > 1:
+    inputs, outputs = x.shape[3], g.shape[3]
+    if inputs > 1 and (groups > 1 or inputs * outputs > 16):
         return _xla_to_kernel(x, g, window=window, groups=groups, precision=precision)
     places = ((0, 1, 2), (0, 1, 2))
     product = lax.dot_general(_patches(x, window), g, (places, ((), ())), precision=precision)
-    return product.reshape(*window.taps, 1, g.shape[3])
+    return product.reshape(*window.taps, inputs, outputs)
 
 
 # Dense, on CPU
