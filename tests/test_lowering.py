@@ -574,9 +574,27 @@ def test_few_channels_on_a_tpu(inputs, outputs):
     close(conv_forms._tpu_to_kernel(x, g, **params), _xla_to_kernel(x, g, **params), 1e-14)
 
 
+@pytest.mark.parametrize("groups", [32, 64])
+def test_groups_on_a_tpu(groups):
+    """Merged into dense blocks of 128 channels, they are the plain form, and so is what follows."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 7, 6, 256), (3, 3, 256 // groups, 256), (2, 4, 3, 256)
+    x, kernel, g = (jnp.asarray(rng.standard_normal(shape)) for shape in shapes)
+    window = make(x.shape, (3, 3), 2, 1, 1)
+    assert conv_forms._lane_blocks(groups, kernel.shape) == 2
+    params = {"window": window, "groups": groups, "precision": None}
+    for name, arrays in {
+        "forward": (x, kernel),
+        "to_image": (g, kernel),
+        "to_kernel": (x, g),
+    }.items():
+        ours, plain = (getattr(conv_forms, f"_{form}_{name}") for form in ("tpu", "xla"))
+        close(ours(*arrays, **params), plain(*arrays, **params), 1e-13)
+
+
 @pytest.mark.parametrize(
     ("inputs", "groups", "outputs", "convolutions"),
-    [(1, 1, 64, 0), (2, 1, 1, 0), (2, 1, 64, 1), (4, 2, 4, 1), (4, 4, 4, 1)],
+    [(1, 1, 64, 0), (2, 1, 1, 0), (2, 1, 64, 1), (4, 2, 4, 1), (4, 4, 4, 1), (256, 32, 256, 2)],
 )
 def test_where_a_tpu_takes_a_product(inputs, groups, outputs, convolutions):
     def learn(x, kernel):
