@@ -174,6 +174,7 @@ def check_float32_drawn(draw):
     ("shape", "taps", "outputs", "stride"),
     [
         pytest.param((2, 36, 36, 256), 1, 512, 1, id="many products"),
+        pytest.param((8, 64, 64, 64), 1, 128, 1, id="many products, few channels"),
         pytest.param((3, 37, 37, 8), 1, 12, 1, id="bands of places"),
         pytest.param((2, 73, 71, 8), 1, 12, 2, id="strided"),
         pytest.param((2, 60, 60, 3), 2, 6, 2, id="patches"),

@@ -306,12 +306,17 @@ GROUP_BAND = 512  # for the groups of a 1x1 kernel, whose sums are small
 # fused with whatever made the images, all of it read against the grain: a fifth of the step of a
 # ResNet-50. A loop takes the images as they are, and transposes bands that fit into a cache.
 BYTES = 3 << 20
-MANY = 1 << 28  # products from which a convolution is faster than the matrix product
+# Products from which a convolution is faster than the matrix product: 7 ms and 12 for 256 channels
+# to 64 at 56x56 with AVX-512. Without, it is slower below 256 channels (163 ms and 72 for 128 to
+# 128 at 147x147), and as fast from there on.
+MANY = 1 << 28
 PLACES = 1568  # in each band of a matrix product
 
 
 def _many(places: int, x, g, window: Window) -> bool:
-    return window.taps == (1, 1) and places * x.shape[3] * g.shape[3] >= MANY
+    inputs, outputs = x.shape[3], g.shape[3]
+    wide = select.wide_vectors() or min(inputs, outputs) >= 256
+    return window.taps == (1, 1) and places * inputs * outputs >= MANY and wide
 
 
 def _pointwise_by_bands(x, g, window: Window, precision, places: int):
@@ -558,11 +563,11 @@ def _few_places(y, kernel, window: Window) -> bool:
 def _narrow(kernel) -> bool:
     """A layer of few channels, first ones mostly: XLA's convolution takes 1.2 to 5 times as long.
 
-    The first layer of a mobile network was measured with AVX-512 (with AVX2 it loses a fifth),
-    those of a LeNet and a narrow Highway network with AVX2.
+    The first layer of a mobile network is such with AVX-512 only (without, it would lose a fifth);
+    those of a LeNet and a narrow Highway network were measured without.
     """
     high, wide, inputs, outputs = kernel.shape
-    mobile = high * wide <= 9 and inputs <= 4 and outputs <= 32
+    mobile = high * wide <= 9 and inputs <= 4 and outputs <= 32 and select.wide_vectors()
     small = high * wide <= 25 and inputs <= 12 and outputs <= 16
     return kernel.dtype == jnp.float32 and (mobile or small)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -132,6 +133,15 @@ def define(
     mlir.register_lowering(primitive, lower(fast), platform="cpu")
     mlir.register_lowering(primitive, lower(tpu or plain), platform="tpu")
     return primitive
+
+
+@functools.cache
+def wide_vectors() -> bool:
+    """Whether this machine has AVX-512, without which some forms are faster than others."""
+    try:
+        return "avx512f" in pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
 
 
 def alone() -> bool:
