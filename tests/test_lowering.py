@@ -132,7 +132,7 @@ def test_conv(data):
         pytest.param(5, (18, 27), 1, 2, 0, 1, 9, id="grouped pointwise, many groups"),
         pytest.param(6, (64, 64), 3, 1, 1, 1, 32, id="grouped, merged"),
         pytest.param(6, (48, 24), 3, 2, 1, 1, 3, id="grouped, wide"),
-        pytest.param(4, (192, 192), 3, 1, 1, 1, 12, id="grouped, in a loop"),
+        pytest.param(4, (288, 288), 3, 1, 1, 1, 18, id="grouped, in a loop"),
     ],
 )
 def test_conv_families(size, channels, taps, stride, padding, dilation, groups):
