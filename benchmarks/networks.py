@@ -274,7 +274,7 @@ CHECKPOINTS = """## Checkpoints
 By `python -m benchmarks.convert`, each measurement in a process of its own, the file in the page
 cache. After a comma stands ours over torch's. Figures in bold have a goal: reading and the cold
 process take at most {read} of torch's time, loading at most {copy} times a plain copy of the bytes,
-and memory at most {memory} times the weights. Networks below some 100 MB miss the goal of loading,
+and memory at most {memory} times the weights. Networks below some 40 MB miss the goal of loading,
 and those of a few MB that of memory: JAX's own tens of microseconds and few kilobytes for each
 array outweigh their weights. The copy goes to new memory, whose pages the system has yet to clear:
 ratios below 1 say more of that than of ours.
