@@ -8,10 +8,8 @@ import importlib
 import json
 import os
 import platform
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 # Name -> (module, its function (arguments) -> exit code, one line of help).
@@ -66,15 +64,13 @@ def keep_compiled() -> None:
     """
     import jax
 
+    from flax_nets import processor
     from flax_nets.weights import cache
 
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     # One folder for each kind of processor: a home may be shared, and code of one crash on another.
-    cpuinfo = Path("/proc/cpuinfo")
-    about = cpuinfo.read_text() if cpuinfo.exists() else ""
-    features = re.search(r"^(flags|Features)\b.*", about, re.MULTILINE)
-    kind = f"{sys.platform} {platform.machine()} {features[0] if features else ''}"
+    kind = f"{sys.platform} {platform.machine()} {processor.features()}"
     try:
         folder = cache.home() / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)

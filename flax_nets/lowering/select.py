@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -23,6 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+
+from flax_nets import processor
 
 FORMS = ("auto", "xla", "cpu")
 VARIABLE = "FLAX_NETS_LOWERING"
@@ -135,13 +136,9 @@ def define(
     return primitive
 
 
-@functools.cache
 def wide_vectors() -> bool:
     """Whether this machine has AVX-512, without which some forms are faster than others."""
-    try:
-        return "avx512f" in pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return False
+    return "avx512f" in processor.features()
 
 
 def alone() -> bool:
