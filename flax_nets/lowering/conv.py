@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad
 
-from flax_nets.lowering import select
+from flax_nets.lowering import select, winograd
 from flax_nets.lowering.dense import equal_parts
 from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, phases, views
 
@@ -187,6 +187,8 @@ def _lane_blocks(groups: int, shape: tuple[int, ...]) -> int:
 
 
 def _dense_forward(x, kernel, window: Window, precision, groups=1):
+    if _winograd(kernel, window):
+        return winograd.forward(x, kernel, window, precision)
     patches = _outside(window) or _few_places(x, kernel, window) or _narrow(kernel)
     if patches or _flat(window):
         return _patch_product(x, kernel, window, precision)
@@ -195,6 +197,8 @@ def _dense_forward(x, kernel, window: Window, precision, groups=1):
 
 def _dense_to_image(g, kernel, window: Window, precision, groups=1):
     back = Window(*(_backwards(axis) for axis in window))
+    if window.stride == (1, 1) and _winograd(kernel, back):
+        return winograd.to_image(g, kernel, back, precision)
     slow = _outside(back) or _naive_stride(g, window)
     if _flat(window) or slow or _few_places(g, kernel, window):
         x = _image(g, kernel, window)
@@ -222,6 +226,8 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 
 
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
+    if _winograd(_kernel(x, g, window), window):
+        return winograd.to_kernel(x, g, window, precision)
     places = g.shape[0] * window.out[0] * window.out[1]
     banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
     if banded and _small(window) and not _flat(window):
@@ -546,6 +552,20 @@ def _small(window: Window) -> bool:
 def _outside(window: Window) -> bool:
     """A window larger than its image without padding, for which XLA has a naive loop only."""
     return _small(window) and any(axis.extent > axis.size for axis in window)
+
+
+def _winograd(kernel, window: Window) -> bool:
+    """Without AVX-512, where products take most of the time. With it, little was gained in all."""
+    inputs, outputs = kernel.shape[2:]
+    return (
+        kernel.dtype == jnp.float32
+        and window.taps == (3, 3)
+        and window.stride == window.dilation == (1, 1)
+        and min(inputs, outputs) >= 64
+        and min(window.out) >= 4
+        and winograd.cell_bytes(window, inputs + outputs) <= winograd.MEMORY
+        and not select.wide_vectors()
+    )
 
 
 def _few_places(y, kernel, window: Window) -> bool:

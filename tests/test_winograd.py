@@ -1,0 +1,174 @@
+"""Winograd's form of convolutions with 3x3 taps."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+
+from flax_nets import lowering
+from flax_nets.lowering import select, winograd
+from flax_nets.lowering.window import Window, make
+
+conv_forms = importlib.import_module("flax_nets.lowering.conv")
+few = settings(max_examples=12, deadline=None, derandomize=True)
+edges = st.tuples(st.integers(0, 2), st.integers(0, 2))
+
+
+@pytest.fixture
+def narrow_vectors(monkeypatch):
+    """As on a processor without AVX-512, where this form is chosen."""
+    monkeypatch.setattr(select, "wide_vectors", lambda: False)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def distance(ours, truth):
+    return np.sqrt(np.mean((np.asarray(ours, np.float64) - truth) ** 2))
+
+
+def arrays(images=4, size=9, channels=64, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.standard_normal((images, size, size, channels)), 0)
+    kernel = rng.standard_normal((3, 3, channels, channels)) / (3 * channels**0.5)
+    g = rng.standard_normal(x.shape)
+    return [a.astype(dtype) for a in (x, kernel, g)]
+
+
+def pull(x, kernel, g):
+    y, back = jax.vjp(lambda x, kernel: lowering.conv(x, kernel, padding=1), x, kernel)
+    return y, *back(g)
+
+
+@few
+@given(st.tuples(*[st.integers(2, 9)] * 2), st.tuples(edges, edges), st.integers(1, 3))
+def test_all_three_against_xla(size, padding, images):
+    rng = np.random.default_rng(1)
+    x, kernel = rng.standard_normal((images, *size, 3)), rng.standard_normal((3, 3, 3, 2))
+    if any(side + sum(edge) < 3 for side, edge in zip(size, padding, strict=True)):
+        return
+    window = make(x.shape, 3, 1, padding, 1)
+    g = rng.standard_normal((images, *window.out, 2))
+    params = {"window": window, "groups": 1, "precision": None}
+    back = Window(*(conv_forms._backwards(axis) for axis in window))
+    pairs = {
+        "forward": (
+            winograd.forward(x, kernel, window, None),
+            conv_forms._xla_forward(x, kernel, **params),
+        ),
+        "to_image": (
+            winograd.to_image(g, kernel, back, None),
+            conv_forms._xla_to_image(g, kernel, **params),
+        ),
+        "to_kernel": (
+            winograd.to_kernel(x, g, window, None),
+            conv_forms._xla_to_kernel(x, g, **params),
+        ),
+    }
+    for name, (ours, plain) in pairs.items():
+        assert ours.shape == plain.shape
+        assert np.abs(ours - plain).max() <= 1e-13 * max(np.abs(plain).max(), 1), name
+
+
+@pytest.mark.parametrize("memory", [winograd.MEMORY, 1 << 18])
+def test_chosen_and_near(monkeypatch, narrow_vectors, memory):
+    """In float32 no farther from the truth than PyTorch, in one piece and image by image."""
+    monkeypatch.setattr(winograd, "MEMORY", memory)
+    x, kernel, g = arrays()
+    compiled = jax.jit(pull).lower(x, kernel, g).compile()
+    text = compiled.as_text()
+    assert len(re.findall(r"%jit_\S+ = .* call\(", text)) == 3  # each is a function of its own
+    assert ("while(" in text) == (memory < winograd.cell_bytes(make(x.shape, 3, 1, 1, 1), 128) * 4)
+    ours = compiled(x, kernel, g)
+    theirs = []
+    for dtype in (torch.float64, torch.float32):
+        tx, tg = (torch.tensor(a.transpose(0, 3, 1, 2)).to(dtype) for a in (x, g))
+        tk = torch.tensor(kernel.transpose(3, 2, 0, 1)).to(dtype)
+        tx.requires_grad_()
+        tk.requires_grad_()
+        y = F.conv2d(tx, tk, padding=1)
+        y.backward(tg)
+        images = [t.detach().numpy().transpose(0, 2, 3, 1) for t in (y, tx.grad)]
+        theirs.append([*images, tk.grad.numpy().transpose(2, 3, 1, 0)])
+    for mine, truth, other in zip(ours, *theirs, strict=True):
+        assert distance(mine, truth) <= 1.5 * distance(other, truth)
+
+
+def test_derivatives_and_vmap(narrow_vectors):
+    """Forward mode, twice, and images mapped: as in float64, which takes another form."""
+    x, kernel, _ = arrays(size=6)
+
+    def everything(x, kernel):
+        function = lambda x, kernel: lowering.conv(x, kernel, padding=1)  # noqa: E731
+        gradient = jax.grad(lambda x, k: jnp.sin(function(x, k)).sum(), (0, 1))
+        twice = jax.grad(lambda x, k: sum(jnp.sin(g).sum() for g in gradient(x, k)), (0, 1))
+        return (
+            jax.jvp(function, (x, kernel), (x * x, kernel))[1],
+            *twice(x, kernel),
+            jax.vmap(function, (0, None))(jnp.stack([x, 2 * x]), kernel),
+        )
+
+    ours = jax.jit(everything)(x, kernel)
+    truth = jax.jit(everything)(x.astype(np.float64), kernel.astype(np.float64))
+    for mine, wide in zip(ours, truth, strict=True):
+        assert mine.dtype == np.float32
+        assert np.abs(np.asarray(mine, np.float64) - wide).max() <= 2e-5 * np.abs(wide).max()
+
+
+def test_bfloat16_and_export(narrow_vectors):
+    x, kernel, _ = arrays(size=6)
+    function = jax.jit(lambda x, kernel: lowering.conv(x, kernel, padding=1))
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n,6,6,64"), np.float32)
+    exported = jax.export.export(function)(images, kernel)
+    want = function(x, kernel)
+    assert np.abs(exported.call(x, kernel) - want).max() <= 1e-5 * np.abs(want).max()
+    half = function(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    assert np.abs(half.astype(np.float32) - want).max() <= 2e-2 * np.abs(want).max()
+
+
+def test_sharded_without_moving_images():
+    """Two devices: each has its own images, and only the kernel's gradient is added up."""
+    program = """
+        import jax
+        import numpy as np
+        jax.config.update("jax_num_cpu_devices", 2)
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+        from flax_nets.lowering import select
+        from test_winograd import arrays, pull
+        select.wide_vectors = lambda: False
+        x, kernel, g = arrays()
+        want = jax.jit(pull)(x, kernel, g)
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+            with jax.set_mesh(mesh):
+                split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+                args = [jax.device_put(a, s) for a, s in zip((x, kernel, g), (split, whole, split))]
+                compiled = jax.jit(pull).lower(*args).compile()
+                text = compiled.as_text()
+                assert "all-gather" not in text and "all-to-all" not in text
+                assert "all-reduce" in text and "convolution" not in text
+                for a, b in zip(compiled(*args), want):
+                    assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+        print("done")
+    """
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.strip() == "done", run.stderr[-3000:]
