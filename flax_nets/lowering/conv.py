@@ -12,7 +12,7 @@ XLA's backend is slow for all but plain dense convolutions:
 - dense: `lax.conv_general_dilated` in the one order of axes that XLA runs fast (it rearranges the
   others at the top level of a program, but not inside a loop, where they run a hundred times
   slower), in float32 with images side by side or channels along the columns, where it would keep
-  one thread busy; or patches and one matrix product;
+  one thread busy; or patches and one matrix product; or, for 3x3 taps, fewer products (`winograd`);
 - depthwise: a sum of shifted, scaled images;
 - grouped: groups merged into a few wider, block-diagonal dense convolutions; with kernels of 1x1 a
   matrix product for each group.
