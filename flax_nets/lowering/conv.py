@@ -187,7 +187,7 @@ def _lane_blocks(groups: int, shape: tuple[int, ...]) -> int:
 
 
 def _dense_forward(x, kernel, window: Window, precision, groups=1):
-    if _winograd(kernel, window):
+    if _winograd(x, window, *kernel.shape[2:]):
         return winograd.forward(x, kernel, window, precision)
     patches = _outside(window) or _few_places(x, kernel, window) or _narrow(kernel)
     if patches or _flat(window):
@@ -197,7 +197,7 @@ def _dense_forward(x, kernel, window: Window, precision, groups=1):
 
 def _dense_to_image(g, kernel, window: Window, precision, groups=1):
     back = Window(*(_backwards(axis) for axis in window))
-    if window.stride == (1, 1) and _winograd(kernel, back):
+    if window.stride == (1, 1) and _winograd(g, back, *kernel.shape[2:]):
         return winograd.to_image(g, kernel, back, precision)
     slow = _outside(back) or _naive_stride(g, window)
     if _flat(window) or slow or _few_places(g, kernel, window):
@@ -226,7 +226,7 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 
 
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
-    if _winograd(_kernel(x, g, window), window):
+    if _winograd(x, window, x.shape[3], g.shape[3]):
         return winograd.to_kernel(x, g, window, precision)
     places = g.shape[0] * window.out[0] * window.out[1]
     banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
@@ -554,11 +554,10 @@ def _outside(window: Window) -> bool:
     return _small(window) and any(axis.extent > axis.size for axis in window)
 
 
-def _winograd(kernel, window: Window) -> bool:
+def _winograd(x, window: Window, inputs: int, outputs: int) -> bool:
     """Without AVX-512, where products take most of the time. With it, little was gained in all."""
-    inputs, outputs = kernel.shape[2:]
     return (
-        kernel.dtype == jnp.float32
+        x.dtype == jnp.float32
         and window.taps == (3, 3)
         and window.stride == window.dilation == (1, 1)
         and min(inputs, outputs) >= 64
