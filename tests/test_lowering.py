@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 
 from flax_nets import lowering
+from flax_nets.lowering import select
 from flax_nets.lowering.conv import _xla_to_image, _xla_to_kernel
 from flax_nets.lowering.pool import (
     _cpu_sum,
@@ -173,9 +174,9 @@ def check_float32_drawn(draw):
 @pytest.mark.parametrize(
     ("shape", "taps", "outputs", "stride"),
     [
-        pytest.param((2, 36, 36, 256), 1, 512, 1, id="many products"),
-        pytest.param((8, 64, 64, 64), 1, 128, 1, id="many products, few channels"),
-        pytest.param((3, 37, 37, 8), 1, 12, 1, id="bands of places"),
+        pytest.param((2, 36, 36, 256), 1, 512, 1, id="pointwise"),
+        pytest.param((8, 64, 64, 64), 1, 128, 1, id="pointwise, few channels"),
+        pytest.param((3, 37, 37, 8), 1, 12, 1, id="pointwise, odd places"),
         pytest.param((2, 73, 71, 8), 1, 12, 2, id="strided"),
         pytest.param((2, 60, 60, 3), 2, 6, 2, id="patches"),
         pytest.param((2, 81, 41, 16), 3, 16, 1, id="bands of rows"),
@@ -188,6 +189,18 @@ def test_large_float32_forms_are_exact(shape, taps, outputs, stride):
     check_float32(
         0, shape, (taps, taps), outputs, {"stride": stride, "padding": taps // 2 * (taps % 2)}
     )
+
+
+def test_first_layer_image_by_image(monkeypatch):
+    """Its patches take several times the memory of the images."""
+    monkeypatch.setattr(select, "MEMORY", 1 << 18)
+    check_float32(0, (4, 23, 25, 3), (7, 7), 6, {"stride": 2, "padding": 3})
+    x, kernel = (jnp.ones(shape, np.float32) for shape in ((4, 23, 25, 3), (7, 7, 3, 6)))
+
+    def loss(kernel):
+        return lowering.conv(x, kernel, stride=2, padding=3).sum()
+
+    assert "while(" in jax.jit(jax.grad(loss)).lower(kernel).compile().as_text()
 
 
 def check_float32(seed, shape, taps, outputs, keywords):
@@ -512,13 +525,14 @@ def test_sixteen_bits():
 
 
 def network(x, kernels):
-    """Each family and each pooling once; [N, 8, 8, 4] -> [N]."""
+    """Each operation once; [N, 8, 8, 4] -> [N]."""
     x = lowering.conv(x, kernels["dense"], padding=1)
     x = lowering.max_pool(x, window=3, stride=2, padding=1)
     x = lowering.conv(x, kernels["depthwise"], padding=1, groups=4)
     x = lowering.conv(x, kernels["grouped"], padding=1, groups=2)
     x = lowering.avg_pool(x, window=2, padding=1)
-    return jnp.sin(lowering.conv(x, kernels["pointwise"])).sum((1, 2, 3))
+    x = lowering.conv(x, kernels["pointwise"])
+    return jnp.sin(lowering.dense(x, kernels["last"])).sum((1, 2, 3))
 
 
 def network_arguments(n=2):
@@ -528,6 +542,7 @@ def network_arguments(n=2):
         "depthwise": (3, 3, 1, 4),
         "grouped": (3, 3, 2, 4),
         "pointwise": (1, 1, 4, 5),
+        "last": (5, 3),
     }
     return rng.standard_normal((n, 8, 8, 4)), {
         name: rng.standard_normal(shape) for name, shape in shapes.items()
@@ -776,3 +791,15 @@ def test_dense_composes():
                 close(jax.jit(jax.vmap(lowering.dense, axes))(*arrays), expected, 1e-12)
     hessian = jax.hessian(lambda x: jnp.sum(lowering.dense(x, kernels[0]) ** 2))(xs[0, :1, :1030])
     close(hessian[0, :, 0], 2 * kernels[0] @ kernels[0].T, 1e-9)
+
+    def twice(dense):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(dense(x, kernel)))
+
+        def slope(x, kernel):
+            return sum(jnp.sum(jnp.sin(a)) for a in jax.grad(loss, (0, 1))(x, kernel))
+
+        return jax.jit(jax.vmap(jax.grad(slope, (0, 1))))(xs, kernels)
+
+    for ours, plain in zip(twice(lowering.dense), twice(jnp.matmul), strict=True):
+        close(ours, plain, 1e-9)

@@ -84,10 +84,10 @@ def test_all_three_against_xla(size, padding, images):
         assert np.abs(ours - plain).max() <= 1e-13 * max(np.abs(plain).max(), 1), name
 
 
-@pytest.mark.parametrize("memory", [winograd.MEMORY, 1 << 18])
+@pytest.mark.parametrize("memory", [select.MEMORY, 1 << 18])
 def test_chosen_and_near(monkeypatch, narrow_vectors, memory):
     """In float32 no farther from the truth than PyTorch, in one piece and image by image."""
-    monkeypatch.setattr(winograd, "MEMORY", memory)
+    monkeypatch.setattr(select, "MEMORY", memory)
     x, kernel, g = arrays()
     compiled = jax.jit(pull).lower(x, kernel, g).compile()
     text = compiled.as_text()

@@ -228,6 +228,9 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
     if _winograd(x, window, x.shape[3], g.shape[3]):
         return winograd.to_kernel(x, g, window, precision)
+    if _few_channels(x, g, window):
+        parts = select.parts(x.shape[0], _stride_patch_bytes(window, x.shape[3]))
+        return select.whole(_few_to_kernel, x, g, window=window, precision=precision, parts=parts)
     places = g.shape[0] * window.out[0] * window.out[1]
     banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
     if banded and _small(window) and not _flat(window):
@@ -238,14 +241,7 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
     if not _flat(window) and not _outside(Window(*(_sideways(axis) for axis in window))):
         bands = -(-places // BAND) if banded else 1
         return _kernel_by_bands(x, g, window, precision, bands, g.shape[0])
-    if banded and _many(places, x, g, window):
-        return _pointwise_by_bands(x, g, window, precision, places)
-    if banded and not select.alone():  # bands of places would split the batch once more
-        return _kernel_by_bands(x, g, window, precision, -(-places // BAND), g.shape[0])
-    patches = _patches(x, window)
-    patches, g = (a.reshape(-1, a.shape[3]) for a in (patches, g))
-    kernel = (_product_by_bands if banded else _product)(patches, g, precision)
-    return kernel.reshape(*window.taps, x.shape[3], g.shape[1])
+    return select.whole(_patches_product, x, g, window=window, precision=precision)
 
 
 def _kernel_product(x, g, window: Window, precision):
@@ -308,30 +304,6 @@ def _product_by_rows(x, g, window: Window, precision):
 # bring it as near, and cost no time.
 BAND = 3200
 GROUP_BAND = 512  # for the groups of a 1x1 kernel, whose sums are small
-# The product of the images' transpose wants that transpose in memory. Made in one piece, it is
-# fused with whatever made the images, all of it read against the grain: a fifth of the step of a
-# ResNet-50. A loop takes the images as they are, and transposes bands that fit into a cache.
-BYTES = 3 << 20
-# Products from which a convolution is faster than the matrix product: 7 ms and 12 for 256 channels
-# to 64 at 56x56 with AVX-512. Without, it is slower below 256 channels (163 ms and 72 for 128 to
-# 128 at 147x147), and as fast from there on.
-MANY = 1 << 28
-PLACES = 1568  # in each band of a matrix product
-
-
-def _many(places: int, x, g, window: Window) -> bool:
-    inputs, outputs = x.shape[3], g.shape[3]
-    wide = select.wide_vectors() or min(inputs, outputs) >= 256
-    return window.taps == (1, 1) and places * inputs * outputs >= MANY and wide
-
-
-def _pointwise_by_bands(x, g, window: Window, precision, places: int):
-    if g.shape[3] > x.shape[3]:  # the one with more channels should stand along the columns
-        window_g = make(g.shape, 1, 1, 0, 1)
-        (seen,) = _taps(x, window)
-        return _pointwise_by_bands(g, seen, window_g, precision, places).swapaxes(2, 3)
-    bands = places * (x.shape[3] + g.shape[3]) * 4 // BYTES
-    return _kernel_by_bands(x, g, window, precision, max(bands, 2), g.shape[0])
 
 
 def _kernel_by_bands(x, g, window: Window, precision, bands: int, images):
@@ -367,24 +339,48 @@ def _product(x, g, precision):
     return lax.dot_general(x, g, (((0,), (0,)), ((), ())), precision=precision)
 
 
-def _product_by_bands(x, g, precision):
-    places, inputs, outputs = x.shape[0], x.shape[1], g.shape[1]
-    if places <= 64:
-        return _product(x, g, precision)
-    most = max(BYTES, 2 * inputs * outputs * 4)  # each band adds to the sums in memory
-    wanted = max(places // PLACES, places * (inputs + outputs) * 4 // most, 2)
-    bands = _divisor(places, min(wanted, places))
-    height = -(-places // bands)
-    x, g = (
-        jnp.pad(a, ((0, bands * height - places), (0, 0))).reshape(bands, height, -1)
-        for a in (x, g)
-    )
+def _patches_product(x, g, window: Window, precision):
+    """The kernel's gradient in one product, which sums as XLA's convolution does not: in parts."""
+    patches, g = (a.reshape(-1, a.shape[3]) for a in (_patches(x, window), g))
+    return _product(patches, g, precision).reshape(*window.taps, x.shape[3], -1)
 
-    def add(total, band):
-        x, g = band
-        return total + _product(x, g, precision), None
 
-    return lax.scan(add, jnp.zeros((inputs, outputs), x.dtype), (x, g))[0]
+def _few_to_kernel(x, g, window: Window, precision, parts: int):
+    """A product with patches of a first layer, which end with their rows' last stride."""
+
+    def product(x, g):
+        patches, g = (a.reshape(-1, a.shape[3]) for a in (_stride_patches(x, window), g))
+        return _product(patches, g, precision)
+
+    kernel = select.summed(product, parts, x, g).reshape(window.rows.taps, -1, g.shape[3])
+    kernel = kernel[:, : window.columns.taps * x.shape[3]]
+    return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
+
+
+def _stride_patches(x, window: Window):
+    """[N, H, W, C] -> [N, H', W', rows of taps * whole strides of columns * C].
+
+    The columns of a stride lie side by side as they are: with few channels, fewer and longer pieces
+    to copy than taps.
+    """
+    step, strides = window.columns.stride, _strides(window)
+    x = frame(x, window)
+    columns = Axis(window.columns.out - 1 + strides, strides)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, columns.size * step - x.shape[2]), (0, 0)))
+    x = x.reshape(*x.shape[:2], columns.size, step * x.shape[3])
+    x = jnp.concatenate(views(x, columns, 2), 3)
+    return jnp.concatenate(views(x, window.rows, 1), 3)
+
+
+def _stride_patch_bytes(window: Window, channels: int) -> int:
+    """Of an image's patches in float32."""
+    (high, wide), rows, step = window.out, window.rows.taps, window.columns.stride
+    return 4 * high * wide * rows * _strides(window) * step * channels
+
+
+def _strides(window: Window) -> int:
+    """How many strides of columns hold the taps."""
+    return -(-window.columns.taps // window.columns.stride)
 
 
 def _divisor_up_to(length: int, most: int) -> int:
@@ -562,7 +558,7 @@ def _winograd(x, window: Window, inputs: int, outputs: int) -> bool:
         and window.stride == window.dilation == (1, 1)
         and min(inputs, outputs) >= 64
         and min(window.out) >= 4
-        and winograd.cell_bytes(window, inputs + outputs) <= winograd.MEMORY
+        and winograd.cell_bytes(window, inputs + outputs) <= select.MEMORY
         and not select.wide_vectors()
     )
 
@@ -591,6 +587,16 @@ def _narrow(kernel) -> bool:
     return kernel.dtype == jnp.float32 and (mobile or small)
 
 
+def _few_channels(x, g, window: Window) -> bool:
+    """The images of a first layer, whose kernel's gradient takes patches of whole strides.
+
+    Without AVX-512 they take 0.6 of the time for 11x11 taps with a stride of 4, 0.8 for 7x7 with 2,
+    and as much for 3x3. To a single channel XLA's product adds up one by one.
+    """
+    few = x.shape[3] <= 4 < g.shape[3]
+    return x.dtype == jnp.float32 and few and window.dilation == (1, 1) and not _flat(window)
+
+
 def _naive_stride(g, window: Window) -> bool:
     """A stride puts zeros between the rows of `g`, for which XLA has a naive loop in float64."""
     return g.dtype == jnp.float64 and _small(window) and window.stride != (1, 1)
@@ -611,14 +617,26 @@ def _depthwise_to_image(g, kernel, window: Window, precision, groups):
 
 
 def _depthwise_to_kernel(x, g, window: Window, precision, groups):
-    """All taps' sums in one pass over the images, ten times faster than one pass for each."""
     x = jnp.repeat(x, g.shape[3] // x.shape[3], axis=3)
-    products = [view * g for view in _taps(x, window)]
-    zeros = [jnp.zeros((), g.dtype)] * len(products)
-    sums = products
-    for axes in ((2,), (0, 1)):  # the threads share the rows of all images
-        sums = lax.reduce(sums, zeros, lambda a, b: list(map(lax.add, a, b)), axes)
-    return jnp.stack(sums).reshape(*window.taps, 1, g.shape[3])
+    known = select.alone() and isinstance(g.shape[0], int)
+    parts = _divisor_up_to(g.shape[0], 8) if known else 1
+    return select.whole(_tap_sums, frame(x, window), g, window=window, parts=parts)
+
+
+def _tap_sums(x, g, window: Window, parts: int):
+    """The framed images times g: for each tap the sum of so many parts, then of all places.
+
+    The first is shared out among vectors, the second is a product with ones. One reduction of all
+    taps' products takes up to six times as long, and one for each tap ten times as long as that.
+    """
+    sums = []
+    for band in views(x, window.rows, 1):  # the taps of a row compile together
+        seen = [jnp.split(view, parts) for view in views(band, window.columns, 2)]
+        row = jnp.stack([sum(map(lax.mul, part, jnp.split(g, parts))) for part in seen])
+        row = row.reshape(len(seen), -1, g.shape[3])
+        ones = jnp.ones((len(seen), 1, row.shape[1]), row.dtype)
+        sums.append(lax.dot_general(ones, row, (((2,), (1,)), ((0,), (0,)))))
+    return jnp.stack(sums)
 
 
 # Grouped, on CPU: a few groups merged into one block, whose kernel is zero between the groups

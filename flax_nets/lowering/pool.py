@@ -239,7 +239,7 @@ sum_p = select.define("sum_pool", _xla_sum, _cpu_sum, _fold)
 spread_p = select.define(
     "sum_pool_spread",
     functools.partial(_spread, total=_xla_sum),
-    functools.partial(_spread, total=_cpu_sum),
+    functools.partial(select.whole, _spread, total=_cpu_sum),
     _fold,
 )
 ad.deflinear2(sum_p, lambda g, x, **params: [spread_p.bind(g, **params)])

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -90,7 +91,7 @@ def define(
 
     @primitive.def_impl
     def _(*arrays, **params):
-        return _jitted(primitive, tuple(params.items()))(*arrays)
+        return _jitted(primitive.bind, tuple(params.items()))(*arrays)
 
     @functools.lru_cache(maxsize=4096)  # networks repeat their layers
     def result(avals, params):
@@ -149,6 +150,37 @@ def alone() -> bool:
     return _alone.get()
 
 
+def whole(function: Callable, *arrays: Any, **params: Any) -> jax.Array:
+    """`function(*arrays, **params)`, which XLA does not take apart: its arguments are made once.
+
+    Fused with what led to them, they would be made anew for every place that reads them, or in
+    the order of axes that suits the reader. Among several devices XLA has to see how work is split.
+    """
+    result = _jitted(function, tuple(params.items()))(*arrays)
+    return set_xla_metadata(result, inlineable="false") if alone() else result
+
+
+MEMORY = 1 << 28  # bytes that a form's own arrays may take at a time
+
+
+def parts(images: Any, size: int) -> int:
+    """How many equal parts of the images, each of which takes `size` bytes, keep to the memory."""
+    if not isinstance(images, int) or not alone():
+        return 1
+    least = images * size // MEMORY + 1
+    return next((n for n in range(least, images) if images % n == 0), max(images, 1))
+
+
+def summed(function: Callable, count: int, *images: jax.Array) -> jax.Array:
+    """The sum of what a function makes of so many equal parts, one after the other."""
+    if count == 1:
+        return function(*images)
+    split = [a.reshape(count, -1, *a.shape[1:]) for a in images]
+    like = jax.eval_shape(function, *(a[0] for a in split))
+    zeros = jnp.zeros(like.shape, like.dtype)
+    return lax.scan(lambda total, part: (total + function(*part), None), zeros, split)[0]
+
+
 def _one_device(axes: Any) -> bool:
     if hasattr(axes, "mesh"):  # inside `jax.shard_map`: what one device sees, if all axes are split
         return axes.mesh.size == 1 or set(axes.manual_axes) == set(axes.mesh.axis_names)
@@ -197,5 +229,5 @@ def fold(arrays, mapped: list[bool], primitive: Primitive, **params):
 
 
 @functools.lru_cache(maxsize=4096)
-def _jitted(primitive: Primitive, params: tuple) -> Callable:
-    return jax.jit(functools.partial(primitive.bind, **dict(params)))
+def _jitted(function: Callable, params: tuple) -> Callable:
+    return jax.jit(functools.partial(function, **dict(params)))

@@ -13,38 +13,39 @@ Each of the 16 places of a tile (a cell) is a matrix product over all tiles.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from flax_nets.lowering import select
 from flax_nets.lowering.window import Axis, Window, frame, views
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-MEMORY = 1 << 28  # bytes of cells at a time
 
 
 def forward(x, kernel, window: Window, precision):
     """x [N, H, W, I], kernel [3, 3, I, O] -> [N, H', W', O], with a stride of 1."""
-    parts = _parts(x, window, sum(kernel.shape[2:]))
-    return _call(_results, x, kernel, window, precision, parts, False)
+    parts = select.parts(x.shape[0], cell_bytes(window, sum(kernel.shape[2:])))
+    return select.whole(
+        _results, x, kernel, window=window, precision=precision, parts=parts, back=False
+    )
 
 
 def to_image(g, kernel, window: Window, precision):
     """g [N, H', W', O], kernel [3, 3, I, O] -> [N, H, W, I]; `window` leads back from g."""
-    parts = _parts(g, window, sum(kernel.shape[2:]))
-    return _call(_results, g, kernel, window, precision, parts, True)
+    parts = select.parts(g.shape[0], cell_bytes(window, sum(kernel.shape[2:])))
+    return select.whole(
+        _results, g, kernel, window=window, precision=precision, parts=parts, back=True
+    )
 
 
 def to_kernel(x, g, window: Window, precision):
     """x [N, H, W, I], g [N, H', W', O] -> the kernel [3, 3, I, O] that x and g make."""
-    return _call(_kernel, x, g, window, precision, _parts(x, window, x.shape[3] + g.shape[3]))
+    parts = select.parts(x.shape[0], cell_bytes(window, x.shape[3] + g.shape[3]))
+    return select.whole(_kernel, x, g, window=window, precision=precision, parts=parts)
 
 
 def cell_bytes(window: Window, channels: int) -> int:
@@ -52,26 +53,6 @@ def cell_bytes(window: Window, channels: int) -> int:
     return 16 * 4 * channels * math.prod(-(-out // 2) for out in window.out)
 
 
-def _parts(x, window: Window, channels: int) -> int:
-    """How many equal parts of the images, one after the other, keep to the memory."""
-    images = x.shape[0]
-    if not isinstance(images, int) or not select.alone():
-        return 1
-    least = images * cell_bytes(window, channels) // MEMORY + 1
-    return next((n for n in range(least, images) if images % n == 0), max(images, 1))
-
-
-def _call(function: Callable, *args):
-    """Of a function that XLA does not take apart.
-
-    It would make the images anew, from whatever led to them, for each place of a tile that reads
-    them. Among several devices it has to see how the work is split.
-    """
-    result = function(*args)
-    return set_xla_metadata(result, inlineable="false") if select.alone() else result
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _results(x, kernel, window: Window, precision, parts: int, back: bool):
     """Back from a result to its images: the kernel is turned by half, its outputs are `x`'s."""
     factors = _both(G[:, ::-1] if back else G, x.dtype) @ kernel.reshape(9, -1)
@@ -95,22 +76,14 @@ def _results(x, kernel, window: Window, precision, parts: int, back: bool):
     return y[:, : window.rows.out, : window.columns.out]
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _kernel(x, g, window: Window, precision, parts: int):
     edges = [(0, axis.out % 2, 0) for axis in window]
     g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    pair = _framed(x, window), g
 
-    def products(pair):
-        x, g = pair
+    def products(x, g):
         return _products(_cells(x, 4, _b), _cells(g, 2, _a), 1, 1, precision)
 
-    if parts == 1:
-        cells = products(pair)
-    else:
-        split = [a.reshape(parts, -1, *a.shape[1:]) for a in pair]
-        zeros = jnp.zeros((16, x.shape[3], g.shape[3]), x.dtype)
-        cells = lax.scan(lambda sums, part: (sums + products(part), None), zeros, split)[0]
+    cells = select.summed(products, parts, _framed(x, window), g)
     kernel = _both(G, x.dtype).T @ cells.reshape(16, -1)
     return kernel.reshape(3, 3, *cells.shape[1:])
 
