@@ -32,7 +32,7 @@ import jax
 from flax import nnx
 
 import flax_nets
-from flax_nets import layers, train
+from flax_nets import layers, processor, train
 from flax_nets.models.mobilenet_v3 import SMALL
 from flax_nets.train.data import Batches, digits
 from flax_nets.train.files import write_text
@@ -305,17 +305,9 @@ def page(results: Sequence[Result]) -> str:
         goal=GOAL,
         least=min(r.accuracy[-1] for r in results),
         versions=", ".join([*versions, f"Python {platform.python_version()}"]),
-        processor=processor(),
+        processor=processor.name(),
         table="\n".join(table(results)),
     )
-
-
-def processor() -> str:
-    """The name of the machine's processor."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = [n.split(":")[1].strip() for n in names if n.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def plot(path: pathlib.Path, results: Sequence[Result]) -> None:

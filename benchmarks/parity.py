@@ -24,7 +24,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import sys
 import tempfile
 import time
@@ -265,15 +264,17 @@ def versions() -> str:
     """What was measured, and on what."""
     from importlib.metadata import version
 
+    from flax_nets import processor
+
     names = ("jax", "jaxlib", "flax", "torch", "torchvision", "timm")
-    file = pathlib.Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if sys.platform == "linux" else []
-    told = dict(line.replace("\t", "").partition(": ")[::2] for line in lines)
-    cpu = told.get("model name", platform.machine())
     # Processors of one name differ: with AVX-512 the same program takes half the time.
-    vectors = next((v for v in ("avx512f", "avx2") if v in told.get("flags", "").split()), "")
+    told = processor.features().split()
+    vectors = next((v for v in ("avx512f", "avx2") if v in told), "")
     return ", ".join(
-        [*(f"{name} {version(name)}" for name in names), f"{cpu} {vectors.upper()}".strip()]
+        [
+            *(f"{name} {version(name)}" for name in names),
+            f"{processor.name()} {vectors.upper()}".strip(),
+        ]
     )
 
 

@@ -1,16 +1,26 @@
-"""What the machine's processor can do, as Linux tells it."""
+"""What the machine's processor is and can do, as Linux tells it."""
 
 from __future__ import annotations
 
 import functools
+import platform
 import re
 from pathlib import Path
 
 
-@functools.cache
+def name() -> str:
+    """E.g. "AMD EPYC"; under other systems what Python knows."""
+    found = re.search(r"^model name\s*: (.*)", _cpuinfo(), re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
 def features() -> str:
     """Their names in one line, e.g. "flags : fpu vme ... avx2"; empty under other systems."""
-    cpuinfo = Path("/proc/cpuinfo")
-    about = cpuinfo.read_text() if cpuinfo.exists() else ""
-    line = re.search(r"^(flags|Features)\b.*", about, re.MULTILINE)
+    line = re.search(r"^(flags|Features)\b.*", _cpuinfo(), re.MULTILINE)
     return line[0] if line else ""
+
+
+@functools.cache
+def _cpuinfo() -> str:
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.exists() else ""
