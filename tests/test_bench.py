@@ -72,7 +72,7 @@ def test_sides_take_turns(monkeypatch):
     monkeypatch.setattr(bench, "TURN", 0.0)
     monkeypatch.setattr(bench, "BUDGET", 1e9)
     found = bench.in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)
-    assert "".join(calls) == "aabb" + "ab" * 3
+    assert "".join(calls) == "aabb" + "ab" * (bench.SETTLING + 3)
     assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3}
 
 
