@@ -14,13 +14,13 @@ def name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
+@functools.cache  # asked for at every convolution that is lowered
 def features() -> str:
     """Their names in one line, e.g. "flags : fpu vme ... avx2"; empty under other systems."""
     line = re.search(r"^(flags|Features)\b.*", _cpuinfo(), re.MULTILINE)
     return line[0] if line else ""
 
 
-@functools.cache
 def _cpuinfo() -> str:
     file = Path("/proc/cpuinfo")
     return file.read_text() if file.exists() else ""
