@@ -4,6 +4,8 @@ import jax
 import pytest
 import torch
 
+from flax_nets.lowering import select
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -13,3 +15,12 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def narrow_vectors(monkeypatch):
+    """As on a processor without AVX-512, where some forms are others."""
+    monkeypatch.setattr(select, "wide_vectors", lambda: False)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()

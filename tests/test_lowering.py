@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -189,6 +190,24 @@ def test_large_float32_forms_are_exact(shape, taps, outputs, stride):
     check_float32(
         0, shape, (taps, taps), outputs, {"stride": stride, "padding": taps // 2 * (taps % 2)}
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "taps", "outputs", "stride"),
+    [
+        pytest.param((2, 36, 36, 64), (1, 1), 96, 1, id="pointwise"),
+        pytest.param((2, 67, 67, 128), (3, 3), 130, 2, id="strided"),
+        pytest.param((8, 17, 17, 130), (7, 1), 128, 1, id="a column of taps"),
+    ],
+)
+def test_products_go_to_eigen(narrow_vectors, shape, taps, outputs, stride):
+    padding = tuple(size // 2 for size in taps)
+    check_float32(0, shape, taps, outputs, {"stride": stride, "padding": padding})
+    x, kernel = (jnp.ones(shape, np.float32) for shape in (shape, (*taps, shape[3], outputs)))
+    function = jax.jit(functools.partial(lowering.conv, stride=stride, padding=padding))
+    text = function.lower(x, kernel).compile().as_text()
+    assert len(re.findall(r"= f32\S+ dot\(", text)) == taps[0] * taps[1]
+    assert "convolution(" not in text and "ynn" not in text
 
 
 def test_first_layer_image_by_image(monkeypatch):

@@ -25,15 +25,6 @@ few = settings(max_examples=12, deadline=None, derandomize=True)
 edges = st.tuples(st.integers(0, 2), st.integers(0, 2))
 
 
-@pytest.fixture
-def narrow_vectors(monkeypatch):
-    """As on a processor without AVX-512, where this form is chosen."""
-    monkeypatch.setattr(select, "wide_vectors", lambda: False)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
 def distance(ours, truth):
     return np.sqrt(np.mean((np.asarray(ours, np.float64) - truth) ** 2))
 

@@ -12,7 +12,8 @@ XLA's backend is slow for all but plain dense convolutions:
 - dense: `lax.conv_general_dilated` in the one order of axes that XLA runs fast (it rearranges the
   others at the top level of a program, but not inside a loop, where they run a hundred times
   slower), in float32 with images side by side or channels along the columns, where it would keep
-  one thread busy; or patches and one matrix product; or, for 3x3 taps, fewer products (`winograd`);
+  one thread busy; or patches and one matrix product, or a product for each tap; or, for 3x3 taps,
+  fewer products (`winograd`);
 - depthwise: a sum of shifted, scaled images;
 - grouped: groups merged into a few wider, block-diagonal dense convolutions; with kernels of 1x1 a
   matrix product for each group.
@@ -34,6 +35,7 @@ from jax.interpreters import ad
 
 from flax_nets.lowering import select, winograd
 from flax_nets.lowering.dense import equal_parts
+from flax_nets.lowering.product import product
 from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, phases, views
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -192,7 +194,12 @@ def _dense_forward(x, kernel, window: Window, precision, groups=1):
     patches = _outside(window) or _few_places(x, kernel, window) or _narrow(kernel)
     if patches or _flat(window):
         return _patch_product(x, kernel, window, precision)
-    return _side_by_side(x, kernel, window, precision)
+    return _direct(x, kernel, window, precision)
+
+
+def _direct(x, kernel, window: Window, precision):
+    form = _tap_products if _many_channels(kernel, window) else _side_by_side
+    return form(x, kernel, window, precision)
 
 
 def _dense_to_image(g, kernel, window: Window, precision, groups=1):
@@ -204,7 +211,7 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
         x = _image(g, kernel, window)
         return select.transposed(lambda x: _patch_product(x, kernel, window, precision), x, g)
     if window.stride == (1, 1):
-        return _side_by_side(g, lax.rev(kernel, (0, 1)).swapaxes(2, 3), back, precision)
+        return _direct(g, lax.rev(kernel, (0, 1)).swapaxes(2, 3), back, precision)
     if g.dtype == jnp.float32 and kernel.shape[2] >= 16:
         return _by_phases(
             lambda part, window: _dense_forward(g, part.swapaxes(2, 3), window, precision),
@@ -499,10 +506,15 @@ def _by_phases(conv: Callable, channels: int, g, kernel, window: Window):
 
 
 def _patch_product(x, kernel, window: Window, precision):
-    matrix = kernel.reshape(-1, kernel.shape[3])
-    return lax.dot_general(
-        _patches(x, window), matrix, (((3,), (0,)), ((), ())), precision=precision
-    )
+    return product(_patches(x, window), kernel.reshape(-1, kernel.shape[3]), precision)
+
+
+def _tap_products(x, kernel, window: Window, precision):
+    """The sum of a product for each tap, of as large images as the result's."""
+    matrices = kernel.reshape(-1, *kernel.shape[2:])
+    pairs = zip(_taps(x, window), matrices, strict=True)
+    first, *others = [product(*pair, precision) for pair in pairs]
+    return sum(others, first)
 
 
 def _patches(x, window: Window):
@@ -573,6 +585,15 @@ def _few_places(y, kernel, window: Window) -> bool:
         and isinstance(places, int)  # not with a symbolic number of images
         and places <= 512
     )
+
+
+def _many_channels(kernel, window: Window) -> bool:
+    """Without AVX-512: there XLA's convolution keeps up with the products' kernels, unlike here.
+
+    A row or a column of taps, or a stride, mostly: others are Winograd's.
+    """
+    many = min(kernel.shape[2:]) >= 128 and _small(window)
+    return kernel.dtype == jnp.float32 and many and not select.wide_vectors()
 
 
 def _narrow(kernel) -> bool:
@@ -680,7 +701,7 @@ def _group_product(x, kernel, precision, groups):
     """Kernels of 1x1: [N, H, W, groups * I], [I, groups * O] -> [N, H, W, groups * O]."""
     if groups <= 8:  # a product for each group, which needs no other order of axes
         parts = zip(jnp.split(x, groups, 3), jnp.split(kernel, groups, 1), strict=True)
-        return jnp.concatenate([jnp.matmul(*part, precision=precision) for part in parts], 3)
+        return jnp.concatenate([product(*part, precision) for part in parts], 3)
     x = x.reshape(*x.shape[:3], groups, -1)
     kernel = kernel.reshape(kernel.shape[0], groups, -1)
     y = jnp.einsum("nhwgi,igo->nhwgo", x, kernel, precision=precision)
