@@ -519,6 +519,9 @@ def _tap_products(x, kernel, window: Window, precision):
 
 def _patches(x, window: Window):
     """[N, H, W, C] -> [N, H', W', taps * C], the taps in row-major order."""
+    if 1 < x.shape[3] <= 4 and not _flat(window):  # first layers: rows of taps are longer pieces
+        x = jnp.concatenate(views(frame(x, window), window.columns, 2), 3)
+        return jnp.concatenate(views(x, window.rows, 1), 3)
     if window.taps == (1, 1) or not _flat(window):
         return jnp.concatenate(_taps(x, window), 3)
     (up, left), (high, wide), channels = window.out, window.taps, x.shape[3]
@@ -599,11 +602,11 @@ def _many_channels(kernel, window: Window) -> bool:
 def _narrow(kernel) -> bool:
     """A layer of few channels, first ones mostly: XLA's convolution takes 1.2 to 5 times as long.
 
-    The first layer of a mobile network is such with AVX-512 only (without, it would lose a fifth);
-    those of a LeNet and a narrow Highway network were measured without.
+    Those of a LeNet and a narrow Highway network were measured without AVX-512.
     """
     high, wide, inputs, outputs = kernel.shape
-    mobile = high * wide <= 9 and inputs <= 4 and outputs <= 32 and select.wide_vectors()
+    widest = 32 if select.wide_vectors() else 64
+    mobile = high * wide <= 9 and inputs <= 4 and outputs <= widest
     small = high * wide <= 25 and inputs <= 12 and outputs <= 16
     return kernel.dtype == jnp.float32 and (mobile or small)
 
