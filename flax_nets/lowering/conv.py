@@ -519,7 +519,7 @@ def _tap_products(x, kernel, window: Window, precision):
 
 def _patches(x, window: Window):
     """[N, H, W, C] -> [N, H', W', taps * C], the taps in row-major order."""
-    if 1 < x.shape[3] <= 4 and not _flat(window):  # first layers: rows of taps are longer pieces
+    if x.shape[3] in (3, 4) and not _flat(window):  # first layers: rows of taps are longer pieces
         x = jnp.concatenate(views(frame(x, window), window.columns, 2), 3)
         return jnp.concatenate(views(x, window.rows, 1), 3)
     if window.taps == (1, 1) or not _flat(window):

@@ -35,7 +35,7 @@ def product(x, kernel, precision):
 
 def _by_eigen(x, kernel) -> bool:
     """Measured with jax 0.10.2 on two cores without AVX-512; not measured with it."""
-    known = isinstance(x.shape[0], int) and select.alone()
-    rows = math.prod(x.shape[:-1]) if known else 0
-    few = rows < ROWS or kernel.size > WEIGHTS
-    return x.dtype == jnp.float32 and not few and not select.wide_vectors()
+    rows = math.prod(x.shape[:-1])
+    known = isinstance(rows, int) and select.alone()
+    many = known and rows >= ROWS and kernel.size <= WEIGHTS
+    return x.dtype == jnp.float32 and many and not select.wide_vectors()
