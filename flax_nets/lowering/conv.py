@@ -591,9 +591,9 @@ def _few_places(y, kernel, window: Window) -> bool:
 
 
 def _many_channels(kernel, window: Window) -> bool:
-    """Without AVX-512: there XLA's convolution keeps up with the products' kernels, unlike here.
+    """With a stride, or a row or a column of taps: most others are Winograd's.
 
-    A row or a column of taps, or a stride, mostly: others are Winograd's.
+    Measured without AVX-512, where Eigen's products are faster than XLA's convolution.
     """
     many = min(kernel.shape[2:]) >= 128 and _small(window)
     return kernel.dtype == jnp.float32 and many and not select.wide_vectors()
@@ -606,9 +606,9 @@ def _narrow(kernel) -> bool:
     """
     high, wide, inputs, outputs = kernel.shape
     widest = 32 if select.wide_vectors() else 64
-    mobile = high * wide <= 9 and inputs <= 4 and outputs <= widest
+    first = high * wide <= 9 and inputs <= 4 and outputs <= widest
     small = high * wide <= 25 and inputs <= 12 and outputs <= 16
-    return kernel.dtype == jnp.float32 and (mobile or small)
+    return kernel.dtype == jnp.float32 and (first or small)
 
 
 def _few_channels(x, g, window: Window) -> bool:

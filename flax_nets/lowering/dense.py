@@ -11,6 +11,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from flax_nets.lowering import select
+from flax_nets.lowering.product import dot
 
 # XLA's CPU backend adds up a thousand products of a float32 sum one by one, PyTorch's some tens to
 # a few hundred: a dense layer is then 1.3 to 3 times as far from the truth as PyTorch's. Shorter
@@ -31,19 +32,15 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return dense_p.bind(*arrays, form=select.current(), precision=precision)
 
 
-def _plain(x, kernel, *, precision):
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
-
-
 def _in_bands(x, kernel, *, precision):
     bands = _bands(x, kernel)
     if bands == 1:
-        return _plain(x, kernel, precision=precision)
+        return dot(x, kernel, precision=precision)
     length, outputs = x.shape[-1] // bands, kernel.shape[1]
     rows = math.prod(x.shape[:-1])
     if rows > FEW_ROWS and rows * outputs > FEW:
         parts = [
-            _plain(
+            dot(
                 lax.slice_in_dim(x, i * length, (i + 1) * length, axis=-1),
                 kernel[i * length : (i + 1) * length],
                 precision=precision,
@@ -92,7 +89,7 @@ def _kernel_gradient(g, x, kernel, **params):
 def _plain_to_kernel(x, g, *, precision):
     """x [..., I], g [..., O] -> [I, O]; JAX's transpose knows how the result is sharded."""
     kernel = lax.full_like(g, 0, shape=(x.shape[-1], g.shape[-1]))
-    return select.transposed(lambda kernel: _plain(x, kernel, precision=precision), kernel, g)
+    return select.transposed(lambda kernel: dot(x, kernel, precision=precision), kernel, g)
 
 
 def _to_kernel(x, g, *, precision):
@@ -106,7 +103,7 @@ def _to_kernel_batch(arrays, mapped, primitive, *, precision, **_):
     return lax.dot_general(x, g, ((rows, rows), ((0,), (0,))), precision=precision)
 
 
-dense_p = select.define("dense", _plain, _in_bands, _batch)
+dense_p = select.define("dense", dot, _in_bands, _batch)
 # XLA would have the product's operands made in the order in which it reads them, along the columns:
 # that took a tenth of the step of a ViT-B/16, most of it for GELUs.
 to_kernel_p = select.define(

@@ -1,4 +1,4 @@
-"""The matrix products that convolutions become on a CPU.
+"""Matrix products of images or rows with a kernel, and the faster routine for them on a CPU.
 
 XLA hands a float32 product of a program to YNNPACK. A convolution of one tap along one axis is the
 same product, but XLA makes it one only after that, so it goes to Eigen, whose kernels for AVX2 are
@@ -18,10 +18,15 @@ ROWS = 1 << 10  # below as many, and
 WEIGHTS = 1 << 20  # with kernels above as many numbers, YNNPACK is as fast as Eigen, or faster
 
 
+def dot(x, kernel, *, precision):
+    """x [..., I] @ kernel [I, O] -> [..., O], as XLA has it."""
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+
+
 def product(x, kernel, precision):
-    """x [..., I] @ kernel [I, O] -> [..., O]."""
+    """The same, by the faster routine."""
     if not _by_eigen(x, kernel):
-        return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+        return dot(x, kernel, precision=precision)
     y = lax.conv_general_dilated(
         x.reshape(1, -1, x.shape[-1]),
         kernel[None],
