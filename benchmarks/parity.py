@@ -430,7 +430,8 @@ GPU = """
 ## On a GPU
 
 The same on one {device}, PyTorch staying on the CPU: {equal} of {done} within the limits. Measured
-with {versions}.
+with {versions}, and with XLA's own forms,
+which float64 no longer takes on a GPU (`design.md` says why).
 
 """
 INTRO = """# Parity, measured

@@ -640,6 +640,15 @@ def test_where_a_tpu_takes_a_product(inputs, groups, outputs, convolutions):
     assert text.count("stablehlo.convolution") == convolutions
 
 
+@pytest.mark.parametrize(("dtype", "windows"), [(np.float32, 1), (np.float64, 0)])
+def test_float64_on_a_gpu_is_exact(dtype, windows):
+    """XLA's own poolings are not, so what stands there is the CPU's form."""
+    pool = functools.partial(lowering.avg_pool, window=3, stride=1, padding=1)
+    x = jnp.ones((2, 8, 8, 4), dtype)
+    text = jax.export.export(jax.jit(pool), platforms=["cuda"])(x).mlir_module()
+    assert text.count("stablehlo.reduce_window") == windows
+
+
 def test_export():
     """One exported function holds the plain form for a TPU and the CPU's form for a CPU."""
     x, kernels = network_arguments(3)

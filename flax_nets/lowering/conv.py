@@ -36,7 +36,18 @@ from jax.interpreters import ad
 from flax_nets.lowering import select, winograd
 from flax_nets.lowering.dense import equal_parts
 from flax_nets.lowering.product import product
-from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, phases, views
+from flax_nets.lowering.window import (
+    Axis,
+    Padding,
+    Pair,
+    Window,
+    blank,
+    by_phases,
+    frame,
+    make,
+    taps,
+    views,
+)
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -483,26 +494,19 @@ def _arrangement(x, kernel, window: Window) -> tuple[int, int]:
 
 
 def _by_phases(conv: Callable, channels: int, g, kernel, window: Window):
-    """The images [N, H, W, channels] of a result: put together from the phases of the stride.
+    """The images [N, H, W, channels] of a result, phase by phase of the stride.
 
     Args:
       conv: (the taps of a phase, rotated by half a turn, and their window over `g`) -> its pixels.
     """
-    bands = []
-    for high, rows in phases(window.rows):
-        cells = []
-        for wide, columns in phases(window.columns):
-            part = lax.rev(kernel[high, wide], (0, 1))
-            if part.size:
-                cells.append(conv(part, Window(rows, columns)))
-            else:  # no tap reaches this phase
-                cells.append(jnp.zeros((g.shape[0], rows.out, columns.out, channels), g.dtype))
-        bands.append(jnp.stack(cells, 3))
-    x = jnp.stack(bands, 2)  # [N, rows, row phases, columns, column phases, channels]
-    x = x.reshape(-1, rows.out * len(bands), columns.out * len(cells), channels)
-    for position, axis in enumerate(window, start=1):
-        x = lax.slice_in_dim(x, axis.low, axis.low + axis.size, axis=position)
-    return x
+
+    def part(taps, windows: Window):
+        reaching = lax.rev(kernel[taps], (0, 1))
+        if reaching.size:
+            return conv(reaching, windows)
+        return jnp.zeros((g.shape[0], *windows.out, channels), g.dtype)
+
+    return by_phases(part, window)
 
 
 def _patch_product(x, kernel, window: Window, precision):
@@ -512,7 +516,7 @@ def _patch_product(x, kernel, window: Window, precision):
 def _tap_products(x, kernel, window: Window, precision):
     """The sum of a product for each tap, of as large images as the result's."""
     matrices = kernel.reshape(-1, *kernel.shape[2:])
-    pairs = zip(_taps(x, window), matrices, strict=True)
+    pairs = zip(taps(frame(x, window), window), matrices, strict=True)
     first, *others = [product(*pair, precision) for pair in pairs]
     return sum(others, first)
 
@@ -523,16 +527,10 @@ def _patches(x, window: Window):
         x = jnp.concatenate(views(frame(x, window), window.columns, 2), 3)
         return jnp.concatenate(views(x, window.rows, 1), 3)
     if window.taps == (1, 1) or not _flat(window):
-        return jnp.concatenate(_taps(x, window), 3)
+        return jnp.concatenate(taps(frame(x, window), window), 3)
     (up, left), (high, wide), channels = window.out, window.taps, x.shape[3]
     x = frame(x, window).reshape(-1, up, high, left, wide, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, up, left, high * wide * channels)
-
-
-def _taps(x, window: Window):
-    """What each tap sees, [N, H', W', C], in row-major order."""
-    bands = views(frame(x, window), window.rows, 1)
-    return [view for band in bands for view in views(band, window.columns, 2)]
 
 
 def _backwards(axis: Axis) -> Axis:
@@ -632,7 +630,9 @@ def _naive_stride(g, window: Window) -> bool:
 def _depthwise_forward(x, kernel, window: Window, precision=None, groups=1):
     weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
     x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
-    return sum(view * weight for view, weight in zip(_taps(x, window), weights, strict=True))
+    return sum(
+        view * weight for view, weight in zip(taps(frame(x, window), window), weights, strict=True)
+    )
 
 
 def _depthwise_to_image(g, kernel, window: Window, precision, groups):
@@ -668,7 +668,7 @@ def _tap_sums(x, g, window: Window, parts: int):
 
 def _grouped_forward(x, kernel, window: Window, precision, groups):
     if window.taps == (1, 1):
-        (x,) = _taps(x, window)
+        (x,) = taps(frame(x, window), window)
         return _group_product(x, kernel[0, 0], precision, groups)
     blocks = _blocks(groups, kernel.shape)
     parts = _apart(x, blocks), _merged(kernel, groups, blocks)
@@ -680,7 +680,7 @@ def _grouped_to_image(g, kernel, window: Window, precision, groups):
         back = kernel.reshape(kernel.shape[2], groups, -1).transpose(2, 1, 0)
         seen = _group_product(g, back.reshape(back.shape[0], -1), precision, groups)
         x = _image(g, kernel, window, groups)
-        return select.transposed(lambda x: _taps(x, window)[0], x, seen)
+        return select.transposed(lambda x: taps(frame(x, window), window)[0], x, seen)
     blocks = _blocks(groups, kernel.shape)
     parts = _apart(g, blocks), _merged(kernel, groups, blocks)
     return _together(_each(_dense_to_image, *parts, window, precision))
@@ -688,7 +688,7 @@ def _grouped_to_image(g, kernel, window: Window, precision, groups):
 
 def _grouped_to_kernel(x, g, window: Window, precision, groups):
     if window.taps == (1, 1):
-        (x,) = _taps(x, window)
+        (x,) = taps(frame(x, window), window)
         banded = x.dtype == jnp.float32 and isinstance(x.shape[0], int)
         bands = equal_parts(x.size // x.shape[3], GROUP_BAND) if banded else 1
         x, g = (a.reshape(bands, -1, groups, a.shape[3] // groups) for a in (x, g))

@@ -3,12 +3,14 @@
 XLA's CPU backend slides windows one number at a time, and scatters their gradients so. Its form
 here is separable: rows first, then columns of what is left, each a handful of shifted slices. The
 maximum of the rows' first maxima, taken in order, is the first maximum in row-major order, so the
-gradients go where PyTorch's go, to one number for each window.
+gradients go where PyTorch's go, to one number for each window. The gradient's own form takes all
+taps of a window in one pass.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
@@ -20,7 +22,19 @@ from jax import lax
 from jax.interpreters import ad
 
 from flax_nets.lowering import select
-from flax_nets.lowering.window import Axis, Padding, Pair, Window, blank, frame, make, phases, views
+from flax_nets.lowering.window import (
+    Axis,
+    Padding,
+    Pair,
+    Window,
+    blank,
+    by_phases,
+    frame,
+    make,
+    phases,
+    taps,
+    views,
+)
 
 # Maximum
 
@@ -94,47 +108,46 @@ def _from_winners(x, g, *, window: Window, maximum: Callable):
     return jax.vjp(lambda x: maximum(x, window=window), x)[1](g)[0]
 
 
+TAPS = 25  # of windows whose gradient compiles fast: it looks at each of them by itself
+
+
 def _cpu_from_winners(x, g, *, window: Window):
     """Which tap won is kept as a number; each place of the image looks for the windows it won."""
-    x, columns = _winners(_along(x, window.columns, 2, -np.inf))
-    _, rows = _winners(_along(x, window.rows, 1, -np.inf))
-    return _to_taps(_to_taps(g, rows, window.rows, 1), columns, window.columns, 2)
+    if math.prod(window.taps) > TAPS:
+        return _from_winners(x, g, window=window, maximum=_xla_max)
+    numbers = np.arange(math.prod(window.taps), dtype=np.int8).reshape(window.taps)
+    place = _winners(taps(frame(x, window, -np.inf), window))
+    # One frame for what the places of all phases see.
+    low, high = (
+        [max(getattr(windows, side) for _, windows in phases(axis)) for axis in window]
+        for side in ("low", "high")
+    )
+    around = Window(
+        *(Axis(axis.out, 1, 1, *edges) for axis, *edges in zip(window, low, high, strict=True))
+    )
+    g, place = frame(g, around), frame(place, around, -1)
+
+    def given(reaching, windows: Window):
+        starts = [most - axis.low for most, axis in zip(low, windows, strict=True)]
+        seen = (taps(a[:, starts[0] :, starts[1] :], windows) for a in (g, place))
+        wanted = numbers[reaching][::-1, ::-1].ravel()  # none, where no tap reaches the phase
+        zeros = jnp.zeros((g.shape[0], *windows.out, g.shape[3]), g.dtype)
+        won = (
+            jnp.where(where == n, part, 0) for n, part, where in zip(wanted, *seen, strict=False)
+        )
+        return sum(won, start=zeros)
+
+    return by_phases(given, window)
 
 
-def _along(x, axis: Axis, position: int, value: float) -> list[jax.Array]:
-    """What each tap sees along one axis of images without a frame."""
-    edges = [(0, 0, 0)] * x.ndim
-    edges[position] = (axis.low, axis.covered - axis.size - axis.low, 0)
-    return views(lax.pad(x, jnp.asarray(value, x.dtype), edges), axis, position)
-
-
-def _winners(parts) -> tuple[jax.Array, jax.Array]:
-    """The first maximum of arrays, element by element, and whose it is."""
-    best, place = parts[0], jnp.zeros(parts[0].shape, np.int32)
+def _winners(parts) -> jax.Array:
+    """Whose the first maximum of arrays is, element by element."""
+    best, place = parts[0], jnp.zeros(parts[0].shape, np.int8)
     for number, part in enumerate(parts[1:], start=1):
         later = (part > best) | (part != part)
         best = jnp.where(later, part, best)
-        place = jnp.where(later, jnp.int32(number), place)
-    return best, place.astype(np.int8 if len(parts) <= 128 else np.int32)
-
-
-def _to_taps(g, place, axis: Axis, position: int):
-    """Along one axis: what the windows that each place of the image won have to give it."""
-    found = []
-    for taps, windows in phases(axis):
-        numbers = range(axis.taps)[taps][::-1]
-        seen = zip(
-            numbers,  # none, where no tap reaches the phase
-            _along(g, windows, position, 0),
-            _along(place, windows, position, -1),
-            strict=False,
-        )
-        given = [jnp.where(won == number, part, 0) for number, part, won in seen]
-        zeros = jnp.zeros((*g.shape[:position], windows.out, *g.shape[position + 1 :]), g.dtype)
-        found.append(sum(given, start=zeros))
-    x = jnp.stack(found, position + 1)
-    x = x.reshape(*g.shape[:position], -1, *g.shape[position + 1 :])
-    return lax.slice_in_dim(x, axis.low, axis.low + axis.size, axis=position)
+        place = jnp.where(later, jnp.int8(number), place)
+    return place
 
 
 def _separable(reduce: Callable, x, window: Window, value: float):

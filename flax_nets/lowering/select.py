@@ -112,6 +112,10 @@ def define(
 
     batching.primitive_batchers[primitive] = rule
 
+    def exact(*arrays, **params):
+        """In float64, with XLA's own forms, Inception-v3's gradients are 1e-8 off on a GPU."""
+        return (fast if arrays[0].dtype == jnp.float64 else plain)(*arrays, **params)
+
     def lower(best):
         def chosen(*arrays, form, **params):
             return (fast if form == "cpu" else best)(*arrays, **params)
@@ -134,6 +138,7 @@ def define(
     mlir.register_lowering(primitive, lower(plain))
     mlir.register_lowering(primitive, lower(fast), platform="cpu")
     mlir.register_lowering(primitive, lower(tpu or plain), platform="tpu")
+    mlir.register_lowering(primitive, lower(exact), platform="cuda")
     return primitive
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -146,6 +147,12 @@ def views(x: jax.Array, axis: Axis, position: int) -> list[jax.Array]:
     ]
 
 
+def taps(x: jax.Array, window: Window) -> list[jax.Array]:
+    """What each tap sees of the framed `x`, [N, H', W', C], in row-major order."""
+    bands = views(x, window.rows, 1)
+    return [view for band in bands for view in views(band, window.columns, 2)]
+
+
 def phases(axis: Axis) -> list[tuple[slice, Axis]]:
     """The rows of the padded image modulo the stride: which taps reach them, by which windows.
 
@@ -162,3 +169,22 @@ def phases(axis: Axis) -> list[tuple[slice, Axis]]:
         windows = Axis(axis.out, count, 1, low, rows - axis.out - later, dilation)
         found.append((slice(first, None, axis.stride // common), windows))
     return found
+
+
+def by_phases(part: Callable[[tuple[slice, slice], Window], jax.Array], window: Window):
+    """The images [N, H, W, C] of a result: put together from the phases of the stride.
+
+    Args:
+      part: (the taps that reach a phase, their windows over the result) -> the phase's pixels.
+    """
+    bands = []
+    for high, rows in phases(window.rows):
+        cells = [
+            part((high, wide), Window(rows, columns)) for wide, columns in phases(window.columns)
+        ]
+        bands.append(jnp.stack(cells, 3))
+    x = jnp.stack(bands, 2)  # [N, rows, row phases, columns, column phases, C]
+    x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], x.shape[5])
+    for position, axis in enumerate(window, start=1):
+        x = lax.slice_in_dim(x, axis.low, axis.low + axis.size, axis=position)
+    return x
