@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -127,7 +128,19 @@ def make_train_step(
         return jax.lax.scan(functools.partial(step, layout), train_state, batch)
 
     jitted = jax.jit(many if scan else step, static_argnums=0, donate_argnums=1)
-    return lambda train_state, batch: jitted(Layout(train_state), train_state, batch)
+    # What a step returns lies where it lay before: no need to ask each of its arrays again.
+    returned: weakref.ref[TrainState] | None = None
+    layout: Layout
+
+    def run(train_state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal returned, layout
+        if returned is None or returned() is not train_state:
+            layout = Layout(train_state)
+        new, metrics = jitted(layout, train_state, batch)
+        returned = weakref.ref(new)
+        return new, metrics
+
+    return run
 
 
 def make_eval_step(
