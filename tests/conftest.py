@@ -20,7 +20,17 @@ def _seed():
 @pytest.fixture
 def narrow_vectors(monkeypatch):
     """As on a processor without AVX-512, where some forms are others."""
-    monkeypatch.setattr(select, "wide_vectors", lambda: False)
+    yield from _vectors(monkeypatch, wide=False)
+
+
+@pytest.fixture
+def wide_vectors(monkeypatch):
+    """As on a processor with AVX-512."""
+    yield from _vectors(monkeypatch, wide=True)
+
+
+def _vectors(monkeypatch, wide):
+    monkeypatch.setattr(select, "wide_vectors", lambda: wide)
     jax.clear_caches()
     yield
     jax.clear_caches()

@@ -180,9 +180,9 @@ def check_float32_drawn(draw):
         pytest.param((3, 37, 37, 8), 1, 12, 1, id="pointwise, odd places"),
         pytest.param((2, 73, 71, 8), 1, 12, 2, id="strided"),
         pytest.param((2, 60, 60, 3), 2, 6, 2, id="patches"),
-        pytest.param((2, 81, 41, 16), 3, 16, 1, id="bands of rows"),
-        pytest.param((8, 28, 28, 16), 3, 12, 1, id="bands of images"),
-        pytest.param((6, 30, 30, 8), 5, 12, 1, id="patches of bands of images"),
+        pytest.param((2, 81, 41, 16), 3, 16, 1, id="cotangents side by side"),
+        pytest.param((6, 30, 30, 8), 5, 12, 1, id="columns side by side"),
+        pytest.param((8, 32, 32, 48), 3, 48, 1, id="products in halves"),
         pytest.param((8, 33, 33, 16), 3, 16, 2, id="phases"),
     ],
 )
@@ -200,7 +200,7 @@ def test_large_float32_forms_are_exact(shape, taps, outputs, stride):
         pytest.param((8, 17, 17, 130), (7, 1), 128, 1, id="a column of taps"),
     ],
 )
-def test_products_go_to_eigen(narrow_vectors, shape, taps, outputs, stride):
+def test_products_go_to_eigen(shape, taps, outputs, stride):
     padding = tuple(size // 2 for size in taps)
     check_float32(0, shape, taps, outputs, {"stride": stride, "padding": padding})
     x, kernel = (jnp.ones(shape, np.float32) for shape in (shape, (*taps, shape[3], outputs)))
@@ -210,14 +210,25 @@ def test_products_go_to_eigen(narrow_vectors, shape, taps, outputs, stride):
     assert "convolution(" not in text and "ynn" not in text
 
 
-def test_first_layer_image_by_image(monkeypatch):
-    """Its patches take several times the memory of the images."""
-    monkeypatch.setattr(select, "MEMORY", 1 << 18)
-    check_float32(0, (4, 23, 25, 3), (7, 7), 6, {"stride": 2, "padding": 3})
-    x, kernel = (jnp.ones(shape, np.float32) for shape in ((4, 23, 25, 3), (7, 7, 3, 6)))
+@pytest.mark.parametrize(
+    ("shape", "taps", "stride"),
+    [
+        pytest.param((4, 23, 25, 3), 7, 2, id="first layer"),
+        pytest.param((4, 23, 25, 6), 5, 1, id="cotangents side by side"),
+        pytest.param((4, 23, 25, 5), 5, 1, id="columns side by side"),
+    ],
+)
+def test_kernels_image_by_image(monkeypatch, shape, taps, stride):
+    """What lies side by side takes several times the memory of the images."""
+    monkeypatch.setattr(select, "MEMORY", 1 << 16)
+    padding = taps // 2
+    check_float32(0, shape, (taps, taps), 6, {"stride": stride, "padding": padding})
+    kernel = jnp.ones((taps, taps, shape[3], 6), np.float32)
 
     def loss(kernel):
-        return lowering.conv(x, kernel, stride=2, padding=3).sum()
+        return lowering.conv(
+            jnp.ones(shape, np.float32), kernel, stride=stride, padding=padding
+        ).sum()
 
     assert "while(" in jax.jit(jax.grad(loss)).lower(kernel).compile().as_text()
 

@@ -244,42 +244,35 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 
 
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
-    if _winograd(x, window, x.shape[3], g.shape[3]):
+    if _winograd(x, window, x.shape[3], g.shape[3]) and not select.wide_vectors():
         return winograd.to_kernel(x, g, window, precision)
     if _few_channels(x, g, window):
         parts = select.parts(x.shape[0], _stride_patch_bytes(window, x.shape[3]))
-        return select.whole(_few_to_kernel, x, g, window=window, precision=precision, parts=parts)
-    places = g.shape[0] * window.out[0] * window.out[1]
-    banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
-    if banded and _small(window) and not _flat(window):
-        images = _divisor_up_to(g.shape[0], BAND * g.shape[0] // places)
-        images = images if select.alone() else g.shape[0]
-        bands = -(-images * places // (BAND * g.shape[0]))
-        return _kernel_by_bands(x, g, window, precision, bands, images)
+        kernel = select.whole(_few_to_kernel, x, g, window=window, precision=precision, parts=parts)
+        kernel = _upright(kernel, g.shape[3]).reshape(window.rows.taps, -1, g.shape[3])
+        kernel = kernel[:, : window.columns.taps * x.shape[3]]
+        return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
+    if x.dtype == jnp.float32 and _small(window) and not _flat(window):
+        parts = select.parts(x.shape[0], _beside_bytes(window, x.shape[3], g.shape[3]))
+        rows = select.whole(_rows_to_kernel, x, g, window=window, precision=precision, parts=parts)
+        if _cotangents_beside(window, x.shape[3], g.shape[3]):
+            rows = _upright(rows, window.columns.taps * g.shape[3])
+            return rows.reshape(*rows.shape[:2], -1, g.shape[3]).swapaxes(1, 2)
+        return _upright(rows, g.shape[3]).reshape(*window.taps, x.shape[3], g.shape[3])
     if not _flat(window) and not _outside(Window(*(_sideways(axis) for axis in window))):
-        bands = -(-places // BAND) if banded else 1
-        return _kernel_by_bands(x, g, window, precision, bands, g.shape[0])
-    return select.whole(_patches_product, x, g, window=window, precision=precision)
+        places = g.shape[0] * window.out[0] * window.out[1]
+        banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
+        return _kernel_by_bands(x, g, window, precision, -(-places // BAND) if banded else 1)
+    kernel = select.whole(_patches_product, x, g, window=window, precision=precision)
+    return _upright(kernel, g.shape[3]).reshape(*window.taps, x.shape[3], g.shape[3])
 
 
-def _kernel_product(x, g, window: Window, precision):
-    """In float32 a product with patches, or one for each row of taps, where that copies less.
+def _kernel_conv(x, g, window: Window, precision):
+    """A convolution of the images with the cotangent, images and channels having traded places.
 
-    Otherwise a convolution of the images with the cotangent, images and channels having traded
-    places. With large windows in float32 the images' channels stand along its columns, so that its
-    result is wide (`TILE`): tap by tap, and channel by channel within a tap.
-
-    Which product is faster was measured with jax 0.10.2 on two cores without AVX-512.
+    In float32 the images' channels stand along its columns, so that its result is wide (`TILE`):
+    tap by tap, and channel by channel within a tap.
     """
-    inputs, outputs = x.shape[3], g.shape[3]
-    many = min(inputs, outputs) >= 256
-    if x.dtype == jnp.float32 and _small(window) and (many or not _flat(window)):
-        unmoved = window.stride == window.dilation == (1, 1)
-        if unmoved and not many and window.rows.taps > 1 and outputs <= inputs:
-            return _product_by_rows(x, g, window, precision)
-        patches, g = (a.reshape(-1, a.shape[3]) for a in (_patches(x, window), g))
-        kernel = _product(g, patches, precision)
-        return kernel.reshape(-1, *window.taps, inputs).transpose(1, 2, 3, 0)
     if x.dtype == jnp.float32 and window.columns.dilation == 1:
         channels = x.shape[3]
         kernel = lax.conv_general_dilated(
@@ -307,27 +300,47 @@ def _kernel_product(x, g, window: Window, precision):
     return kernel.transpose(1, 2, 0, 3)
 
 
-def _product_by_rows(x, g, window: Window, precision):
-    """A product for each row of taps, in which its taps lie side by side, a column apart."""
-    (high, wide), inputs, outputs = window.taps, x.shape[3], g.shape[3]
-    moved = [jnp.pad(g, ((0, 0), (0, 0), (j, wide - 1 - j), (0, 0))) for j in range(wide)]
-    beside = jnp.concatenate(moved, 3).reshape(-1, wide * outputs)
-    seen = [view.reshape(-1, inputs) for view in views(frame(x, window), window.rows, 1)]
-    kernel = jnp.stack([_product(view, beside, precision) for view in seen])
-    return kernel.reshape(high, inputs, wide, outputs).swapaxes(1, 2)
+def _rows_to_kernel(x, g, window: Window, precision, parts: int):
+    """A product for each row of taps, in which its taps lie side by side.
+
+    Either the images' columns do, or the cotangent's, a column apart: whichever copies less.
+    """
+    wide, cotangents = window.columns.taps, _cotangents_beside(window, x.shape[3], g.shape[3])
+
+    def product(x, g):
+        x = frame(x, window)
+        if cotangents:
+            moved = [jnp.pad(g, ((0, 0), (0, 0), (j, wide - 1 - j), (0, 0))) for j in range(wide)]
+            g = jnp.concatenate(moved, 3)
+        else:
+            x = jnp.concatenate(views(x, window.columns, 2), 3)
+        return jnp.stack([_product(row, g, precision) for row in views(x, window.rows, 1)])
+
+    return select.summed(product, parts, x, g)
+
+
+def _cotangents_beside(window: Window, inputs: int, outputs: int) -> bool:
+    return outputs <= inputs and window.stride == window.dilation == (1, 1)
+
+
+def _beside_bytes(window: Window, inputs: int, outputs: int) -> int:
+    """Of what lies side by side for an image, in float32."""
+    least = outputs if _cotangents_beside(window, inputs, outputs) else inputs
+    return 4 * window.rows.covered * window.columns.out * window.columns.taps * least
 
 
 # XLA adds up the products of a float32 sum one by one. With 64 channels of 8 images of 56x56 that
 # puts a kernel's gradient 7 times as far from the truth as PyTorch's; sums of this many at a time
 # bring it as near, and cost no time.
 BAND = 3200
+HALVED = 6000  # places, and numbers of the result: from so many on a product is made of two halves
 GROUP_BAND = 512  # for the groups of a 1x1 kernel, whose sums are small
 
 
-def _kernel_by_bands(x, g, window: Window, precision, bands: int, images):
-    """The sum of `_kernel_product` over so many bands of rows, of so many images at a time."""
-    if bands <= 1 and images == g.shape[0]:
-        return _kernel_product(x, g, window, precision)
+def _kernel_by_bands(x, g, window: Window, precision, bands: int):
+    """The sum of `_kernel_conv` over so many bands of rows."""
+    if bands <= 1:
+        return _kernel_conv(x, g, window, precision)
     rows, columns = window
     height = -(-rows.out // _divisor(rows.out, bands))
     bands = -(-rows.out // height)
@@ -339,40 +352,47 @@ def _kernel_by_bands(x, g, window: Window, precision, bands: int, images):
         columns._replace(size=columns.covered, low=0, high=0),
     )
 
-    def part(a, image, row, height: int):
-        a = lax.dynamic_slice_in_dim(a, row, height, axis=1)
-        return a if images == g.shape[0] else lax.dynamic_slice_in_dim(a, image, images, axis=0)
+    def add(total, row):
+        seen = lax.dynamic_slice_in_dim(x, row * rows.stride, band.rows.size, axis=1)
+        part = lax.dynamic_slice_in_dim(g, row, height, axis=1)
+        return total + _kernel_conv(seen, part, band, precision), None
 
-    def add(total, number):
-        image, row = number // bands * images, number % bands * height
-        seen = part(x, image, row * rows.stride, band.rows.size)
-        return total + _kernel_product(seen, part(g, image, row, height), band, precision), None
-
-    numbers = np.arange(g.shape[0] // images * bands, dtype=np.int32)
-    return lax.scan(add, _kernel(x, g, window), numbers)[0]
+    starts = np.arange(bands, dtype=np.int32) * height
+    return lax.scan(add, _kernel(x, g, window), starts)[0]
 
 
 def _product(x, g, precision):
-    """[places, I], [places, O] -> [I, O]."""
-    return lax.dot_general(x, g, (((0,), (0,)), ((), ())), precision=precision)
+    """[..., I], [..., O] of the same places -> [I, O], or [O, I] where that has fewer rows.
+
+    Then XLA's product takes 0.5 to 0.9 of the time. As two halves of many places, one for each
+    thread, it takes 0.7 to 0.9 of that (jax 0.10.2, two cores with AVX-512).
+    """
+    few, many = sorted((a.reshape(-1, a.shape[-1]) for a in (x, g)), key=lambda a: a.shape[1])
+    places, size = few.shape[0], few.shape[1] * many.shape[1]
+    known = isinstance(places, int) and places % 2 == 0 and select.alone()
+    if not (known and places >= HALVED and size in range(HALVED, 2 * places)):
+        return lax.dot_general(few, many, (((0,), (0,)), ((), ())), precision=precision)
+    few, many = (a.reshape(2, -1, a.shape[1]) for a in (few, many))
+    return lax.dot_general(few, many, (((1,), (1,)), ((0,), (0,))), precision=precision).sum(0)
+
+
+def _upright(kernel, outputs: int):
+    """Of `_product`, outside the function that made it: inside XLA would turn the product back."""
+    return kernel if kernel.shape[-1] == outputs else kernel.swapaxes(-1, -2)
 
 
 def _patches_product(x, g, window: Window, precision):
     """The kernel's gradient in one product, which sums as XLA's convolution does not: in parts."""
-    patches, g = (a.reshape(-1, a.shape[3]) for a in (_patches(x, window), g))
-    return _product(patches, g, precision).reshape(*window.taps, x.shape[3], -1)
+    return _product(_patches(x, window), g, precision)
 
 
 def _few_to_kernel(x, g, window: Window, precision, parts: int):
     """A product with patches of a first layer, which end with their rows' last stride."""
 
     def product(x, g):
-        patches, g = (a.reshape(-1, a.shape[3]) for a in (_stride_patches(x, window), g))
-        return _product(patches, g, precision)
+        return _product(_stride_patches(x, window), g, precision)
 
-    kernel = select.summed(product, parts, x, g).reshape(window.rows.taps, -1, g.shape[3])
-    kernel = kernel[:, : window.columns.taps * x.shape[3]]
-    return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
+    return select.summed(product, parts, x, g)
 
 
 def _stride_patches(x, window: Window):
@@ -564,7 +584,11 @@ def _outside(window: Window) -> bool:
 
 
 def _winograd(x, window: Window, inputs: int, outputs: int) -> bool:
-    """Without AVX-512, where products take most of the time. With it, little was gained in all."""
+    """With AVX-512, where additions weigh more, from more than 64 channels on.
+
+    Not for kernels there: XLA then adds up the terms of a product one by one, which puts kernels 2
+    to 3 times as far from the truth as PyTorch's.
+    """
     return (
         x.dtype == jnp.float32
         and window.taps == (3, 3)
@@ -572,7 +596,7 @@ def _winograd(x, window: Window, inputs: int, outputs: int) -> bool:
         and min(inputs, outputs) >= 64
         and min(window.out) >= 4
         and winograd.cell_bytes(window, inputs + outputs) <= select.MEMORY
-        and not select.wide_vectors()
+        and (max(inputs, outputs) > 64 or not select.wide_vectors())
     )
 
 
@@ -589,22 +613,15 @@ def _few_places(y, kernel, window: Window) -> bool:
 
 
 def _many_channels(kernel, window: Window) -> bool:
-    """With a stride, or a row or a column of taps: most others are Winograd's.
-
-    Measured without AVX-512, where Eigen's products are faster than XLA's convolution.
-    """
+    """With a stride, or a row or a column of taps: most others are Winograd's."""
     many = min(kernel.shape[2:]) >= 128 and _small(window)
-    return kernel.dtype == jnp.float32 and many and not select.wide_vectors()
+    return kernel.dtype == jnp.float32 and many
 
 
 def _narrow(kernel) -> bool:
-    """A layer of few channels, first ones mostly: XLA's convolution takes 1.2 to 5 times as long.
-
-    Those of a LeNet and a narrow Highway network were measured without AVX-512.
-    """
+    """A layer of few channels, first ones mostly: XLA's form takes 1.2 to 5 times as long."""
     high, wide, inputs, outputs = kernel.shape
-    widest = 32 if select.wide_vectors() else 64
-    first = high * wide <= 9 and inputs <= 4 and outputs <= widest
+    first = high * wide <= 9 and inputs <= 4 and outputs <= 64
     small = high * wide <= 25 and inputs <= 12 and outputs <= 16
     return kernel.dtype == jnp.float32 and (first or small)
 
