@@ -79,7 +79,7 @@ def test_all_three_against_xla(size, padding, images):
 def test_chosen_and_near(monkeypatch, narrow_vectors, memory):
     """In float32 no farther from the truth than PyTorch, in one piece and image by image.
 
-    A kernel's gradient is, on a machine with AVX-512: there it takes another form.
+    On a machine with AVX-512 a kernel's gradient is farther from it, and takes another form.
     """
     monkeypatch.setattr(select, "MEMORY", memory)
     x, kernel, g = arrays()

@@ -364,8 +364,8 @@ def _kernel_by_bands(x, g, window: Window, precision, bands: int):
 def _product(x, g, precision):
     """[..., I], [..., O] of the same places -> [I, O], or [O, I] where that has fewer rows.
 
-    Then XLA's product takes 0.5 to 0.9 of the time. As two halves of many places, one for each
-    thread, it takes 0.7 to 0.9 of that (jax 0.10.2, two cores with AVX-512).
+    Then XLA's product takes 0.5 to 0.9 of the time. In two halves of many places it takes 0.7 to
+    0.9 of that (jax 0.10.2, two cores with AVX-512).
     """
     few, many = sorted((a.reshape(-1, a.shape[-1]) for a in (x, g)), key=lambda a: a.shape[1])
     places, size = few.shape[0], few.shape[1] * many.shape[1]
@@ -586,8 +586,8 @@ def _outside(window: Window) -> bool:
 def _winograd(x, window: Window, inputs: int, outputs: int) -> bool:
     """With AVX-512, where additions weigh more, from more than 64 channels on.
 
-    Not for kernels there: XLA then adds up the terms of a product one by one, which puts kernels 2
-    to 3 times as far from the truth as PyTorch's.
+    There the caller takes another form for kernels, which this one would put 2 to 3 times as far
+    from the truth as PyTorch's.
     """
     return (
         x.dtype == jnp.float32
