@@ -75,19 +75,9 @@ def test_all_three_against_xla(size, padding, images):
         assert np.abs(ours - plain).max() <= 1e-13 * max(np.abs(plain).max(), 1), name
 
 
-@pytest.mark.parametrize("memory", [select.MEMORY, 1 << 18])
-def test_chosen_and_near(monkeypatch, narrow_vectors, memory):
-    """In float32 no farther from the truth than PyTorch, in one piece and image by image.
-
-    On a machine with AVX-512 a kernel's gradient is farther from it, and takes another form.
-    """
-    monkeypatch.setattr(select, "MEMORY", memory)
-    x, kernel, g = arrays()
-    compiled = jax.jit(pull).lower(x, kernel, g).compile()
-    text = compiled.as_text()
-    assert len(re.findall(r"%jit_\S+ = .* call\(", text)) == 3  # each is a function of its own
-    assert ("while(" in text) == (memory < winograd.cell_bytes(make(x.shape, 3, 1, 1, 1), 128) * 4)
-    ours = compiled(x, kernel, g)
+def near(ours, arrays):
+    """Whether each is at most 1.5 times as far from the truth as PyTorch's."""
+    x, kernel, g = arrays
     theirs = []
     for dtype in (torch.float64, torch.float32):
         tx, tg = (torch.tensor(a.transpose(0, 3, 1, 2)).to(dtype) for a in (x, g))
@@ -98,20 +88,51 @@ def test_chosen_and_near(monkeypatch, narrow_vectors, memory):
         y.backward(tg)
         images = [t.detach().numpy().transpose(0, 2, 3, 1) for t in (y, tx.grad)]
         theirs.append([*images, tk.grad.numpy().transpose(2, 3, 1, 0)])
-    near = [
+    return [
         distance(mine, truth) <= 1.5 * distance(other, truth)
         for mine, truth, other in zip(ours, *theirs, strict=True)
     ]
-    assert near[:2] == [True, True]
-    assert near[2] or "avx512f" in processor.features()
 
 
-def test_wide_vectors(wide_vectors):
-    """With AVX-512: results and images of more than 64 channels, and no kernels."""
-    for channels, forms in ((64, 0), (65, 2)):
-        text = jax.jit(pull).lower(*arrays(channels=channels)).compile().as_text()
-        assert len(re.findall(r"%jit__results_\S* = .* call\(", text)) == forms
-        assert "jit__rows_to_kernel_" in text
+@pytest.mark.parametrize("memory", [select.MEMORY, 1 << 18])
+def test_chosen_and_near(monkeypatch, narrow_vectors, memory):
+    """In one piece and image by image.
+
+    On a machine with AVX-512 such a kernel's gradient is farther from the truth, and takes another
+    form.
+    """
+    monkeypatch.setattr(select, "MEMORY", memory)
+    x, kernel, g = arrays()
+    compiled = jax.jit(pull).lower(x, kernel, g).compile()
+    text = compiled.as_text()
+    assert len(re.findall(r"%jit_\S+ = .* call\(", text)) == 3  # each is a function of its own
+    assert ("while(" in text) == (memory < winograd.cell_bytes(make(x.shape, 3, 1, 1, 1), 128) * 4)
+    found = near(compiled(x, kernel, g), (x, kernel, g))
+    assert found[:2] == [True, True]
+    assert found[2] or "avx512f" in processor.features()
+
+
+@pytest.mark.parametrize(("channels", "size", "forms"), [(64, 9, 0), (65, 9, 2), (128, 14, 3)])
+def test_wide_vectors(wide_vectors, channels, size, forms):
+    """With AVX-512: results and images of more than 64 channels, kernels of more tiles besides."""
+    inputs = arrays(8, size, channels)
+    compiled = jax.jit(pull).lower(*inputs).compile()
+    text = compiled.as_text()
+    assert len(re.findall(r"%jit__(?:results|kernel)_\S* = .* call\(", text)) == forms
+    assert ("jit__rows_to_kernel_" in text) == (forms < 3)
+    assert near(compiled(*inputs), inputs) == [True, True, True]
+
+
+@pytest.mark.parametrize(("memory", "products"), [(1 << 28, 64), (1 << 22, 32), (1 << 20, 16)])
+def test_kernel_of_four_sums(monkeypatch, wide_vectors, memory, products):
+    """Those of 16 cells, in one piece, or fewer of them for each part of the images."""
+    monkeypatch.setattr(select, "MEMORY", memory)
+    inputs = arrays(8, 14, 128)
+    compiled = jax.jit(pull).lower(*inputs).compile()
+    text = compiled.as_text()
+    assert re.search(rf"f32\[{products},128,128\]\S* (?:dot|fusion)\(", text)
+    assert ("while(" in text) == (products < 64)
+    assert near(compiled(*inputs), inputs) == [True, True, True]
 
 
 def test_derivatives_and_vmap(narrow_vectors):

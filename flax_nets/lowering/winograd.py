@@ -42,15 +42,26 @@ def to_image(g, kernel, window: Window, precision):
     )
 
 
-def to_kernel(x, g, window: Window, precision):
-    """x [N, H, W, I], g [N, H', W', O] -> the kernel [3, 3, I, O] that x and g make."""
+def to_kernel(x, g, window: Window, precision, sums: int = 1):
+    """x [N, H, W, I], g [N, H', W', O] -> the kernel [3, 3, I, O] that x and g make.
+
+    Args:
+      sums: of how many equal sums over the tiles each product is made, at least. A power of two
+        that divides the number of tiles. Default 1.
+    """
     parts = select.parts(x.shape[0], cell_bytes(window, x.shape[3] + g.shape[3]))
-    return select.whole(_kernel, x, g, window=window, precision=precision, parts=parts)
+    sums = -(-sums // parts)
+    return select.whole(_kernel, x, g, window=window, precision=precision, parts=parts, sums=sums)
+
+
+def tiles(window: Window) -> int:
+    """Of an image."""
+    return math.prod(-(-out // 2) for out in window.out)
 
 
 def cell_bytes(window: Window, channels: int) -> int:
     """Of an image's cells in float32."""
-    return 16 * 4 * channels * math.prod(-(-out // 2) for out in window.out)
+    return 16 * 4 * channels * tiles(window)
 
 
 def _results(x, kernel, window: Window, precision, parts: int, back: bool):
@@ -76,12 +87,15 @@ def _results(x, kernel, window: Window, precision, parts: int, back: bool):
     return y[:, : window.rows.out, : window.columns.out]
 
 
-def _kernel(x, g, window: Window, precision, parts: int):
+def _kernel(x, g, window: Window, precision, parts: int, sums: int):
     edges = [(0, axis.out % 2, 0) for axis in window]
     g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
     def products(x, g):
-        return _products(_cells(x, 4, _b), _cells(g, 2, _a), 1, 1, precision)
+        left, right = _cells(x, 4, _b), _cells(g, 2, _a)
+        left, right = (a.reshape(16 * sums, -1, a.shape[2]) for a in (left, right))
+        cells = _products(left, right, 1, 1, precision)
+        return cells.reshape(16, sums, *cells.shape[1:]).sum(1)
 
     cells = select.summed(products, parts, _framed(x, window), g)
     kernel = _both(G, x.dtype).T @ cells.reshape(16, -1)
