@@ -589,10 +589,9 @@ def _winograd(x, window: Window, inputs: int, outputs: int) -> bool:
         x.dtype == jnp.float32
         and window.taps == (3, 3)
         and window.stride == window.dilation == (1, 1)
-        and min(inputs, outputs) >= 64
+        and min(inputs, outputs) >= (65 if select.wide_vectors() else 64)
         and min(window.out) >= 4
         and winograd.cell_bytes(window, inputs + outputs) <= select.MEMORY
-        and (max(inputs, outputs) > 64 or not select.wide_vectors())
     )
 
 

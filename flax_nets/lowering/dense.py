@@ -11,7 +11,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from flax_nets.lowering import select
-from flax_nets.lowering.product import dot
+from flax_nets.lowering.product import dot, product
 
 # XLA's CPU backend adds up a thousand products of a float32 sum one by one, PyTorch's some tens to
 # a few hundred: a dense layer is then 1.3 to 3 times as far from the truth as PyTorch's. Shorter
@@ -35,7 +35,7 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _in_bands(x, kernel, *, precision):
     bands = _bands(x, kernel)
     if bands == 1:
-        return dot(x, kernel, precision=precision)
+        return product(x, kernel, precision)
     length, outputs = x.shape[-1] // bands, kernel.shape[1]
     rows = math.prod(x.shape[:-1])
     if rows > FEW_ROWS and rows * outputs > FEW:

@@ -16,7 +16,7 @@ from jax import lax
 from flax_nets.lowering import select
 
 ROWS = 1 << 10  # below as many, and
-WEIGHTS = 1 << 20  # with kernels above as many numbers, YNNPACK is as fast as Eigen, or faster
+WEIGHTS = 1 << 20  # with kernels above as many numbers, YNNPACK is as fast without AVX-512
 
 
 def dot(x, kernel, *, precision):
@@ -42,5 +42,5 @@ def product(x, kernel, precision):
 def _by_eigen(x, kernel) -> bool:
     rows = math.prod(x.shape[:-1])
     known = isinstance(rows, int) and select.alone()
-    many = known and rows >= ROWS and kernel.size <= WEIGHTS
+    many = known and rows >= ROWS and (kernel.size <= WEIGHTS or select.wide_vectors())
     return x.dtype == jnp.float32 and many
