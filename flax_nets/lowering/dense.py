@@ -93,7 +93,7 @@ def _plain_to_kernel(x, g, *, precision):
 
 
 def _to_kernel(x, g, *, precision):
-    """Of flat rows: with more axes XLA copies `x` into another order first, a tenth of the time."""
+    """Of flat rows: with more axes XLA copies `x` into another order first (docs/design.md)."""
     x, g = (a.reshape(-1, a.shape[-1]) for a in (x, g))
     return lax.dot_general(x, g, (((0,), (0,)), ((), ())), precision=precision)
 
