@@ -530,6 +530,13 @@ def test_global_max():
         x,
         exact=True,
     )
+    wide = np.random.default_rng(0).integers(0, 9, (2, 3, 2, 128)).astype(np.float64)
+    check_images(
+        lambda x: lowering.global_max(x, axis=-1)[..., None],
+        lambda x: x.max(1, keepdim=True).values,
+        wide,
+        exact=True,
+    )
     x[0, 1, 1] = np.nan
     spread = jax.grad(lambda x: lowering.global_max(x, (1, 2)).sum())(x)
     assert (np.asarray(spread[0]) == (np.arange(20) == 6).reshape(4, 5, 1)).all()

@@ -286,7 +286,11 @@ def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
 
     At a tie the gradient goes to the first maximum in row-major order.
     """
-    return _adapted(_first_along, x, _sizes(x, output_size))
+    return _adapted(_max_along, x, _sizes(x, output_size))
+
+
+def _max_along(x, axis: int):
+    return _maximum(x, (axis,))
 
 
 def _sizes(x, output_size: Size) -> tuple[int, int]:
@@ -306,7 +310,7 @@ def _sizes(x, output_size: Size) -> tuple[int, int]:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _adapted(reduce: Callable, x, sizes: tuple[int, int]):
-    for axis in (2, 1):  # the order that `_first_along` needs
+    for axis in (2, 1):  # so the first maximum in row-major order is the first of each
         size, out = x.shape[axis], sizes[axis - 1]
         if out == size:
             continue
@@ -330,24 +334,71 @@ def global_max(x: jax.Array, axis: int | Sequence[int], keepdims: bool = False) 
     """
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     axes = tuple(sorted(range(x.ndim)[axis] for axis in axes))
-    for last in reversed(axes):
-        x = _first_along(x, last)
-    return jnp.expand_dims(x, axes) if keepdims else x
+    out = _maximum(x, axes)
+    return jnp.expand_dims(out, axes) if keepdims else out
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _first_along(x, axis: int):
-    return jnp.max(x, axis)
+def _maximum(x, axes: tuple[int, ...]):
+    return jnp.max(x, axes)
 
 
-@_first_along.defjvp
-def _(axis: int, primals, tangents):
+@_maximum.defjvp
+def _(axes: tuple[int, ...], primals, tangents):
     (x,), (tangent,) = primals, tangents
-    out = _first_along(x, axis)
-    place = lax.broadcasted_iota(np.int32, x.shape, axis)
-    largest = (x == jnp.expand_dims(out, axis)) | (x != x)  # a NaN is the maximum of its window
-    first = jnp.min(jnp.where(largest, place, x.shape[axis]), axis, keepdims=True)
-    return out, jnp.sum(jnp.where(place == first, tangent, jnp.zeros_like(tangent)), axis)
+    first = first_p.bind(lax.stop_gradient(x), along=axes, form=select.current())
+    won = _places(x, axes) == jnp.expand_dims(first, axes)
+    return _maximum(x, axes), jnp.sum(jnp.where(won, tangent, jnp.zeros_like(tangent)), axes)
+
+
+def _places(x, axes: tuple[int, ...]):
+    """Each number's place along the axes, in row-major order."""
+    place = lax.full_like(x, 0, np.int32)
+    for axis in axes:
+        place = place * x.shape[axis] + lax.broadcasted_iota(np.int32, x.shape, axis)
+    return place
+
+
+def _first_place(x, *, along: tuple[int, ...]):
+    """Of the maximum, from one reduction of numbers and places together.
+
+    Not that of the number which equals the maximum: a compiler may make `x` anew for a comparison,
+    and round it otherwise. Then no number is equal, and the gradient is lost.
+    """
+    place = _places(x, along)
+    for axis in reversed(along):
+        x, place = _first_of(x, place, axis)
+    return place
+
+
+SIDE_BY_SIDE = 64  # maxima along a last axis, which vectors make in half of the time
+
+
+def _cpu_first_place(x, *, along: tuple[int, ...]):
+    last = x.ndim - 1
+    if last in along and x.shape[last] % SIDE_BY_SIDE == 0:
+        x, along = x.reshape(*x.shape[:last], -1, SIDE_BY_SIDE), (*along, last + 1)
+    return _first_place(x, along=along)
+
+
+def _first_of(x, place, axis: int):
+    """The maximum along an axis, a NaN if there is one, and its place, the lowest at a tie."""
+
+    def later(one, other):
+        (a, i), (b, j) = one, other
+        before = (j < i) & ((a == b) | ((a != a) & (b != b)))
+        wins = (b > a) | ((b != b) & (a == a)) | before
+        return lax.select(wins, b, a), lax.select(wins, j, i)
+
+    least = np.array(-np.inf, x.dtype), np.array(np.iinfo(np.int32).max, np.int32)
+    return lax.reduce((x, place), least, later, (axis,))
+
+
+def _deeper(arrays, mapped, primitive, *, along, **params):
+    return primitive.bind(*arrays, along=tuple(axis + 1 for axis in along), **params)
+
+
+first_p = select.define("first_maximum", _first_place, _cpu_first_place, _deeper)
 
 
 # Checks
