@@ -259,7 +259,8 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
             rows = _upright(rows, window.columns.taps * g.shape[3])
             return rows.reshape(*rows.shape[:2], -1, g.shape[3]).swapaxes(1, 2)
         return _upright(rows, g.shape[3]).reshape(*window.taps, x.shape[3], g.shape[3])
-    if not _flat(window) and not _outside(Window(*(_sideways(axis) for axis in window))):
+    slow = x.dtype == jnp.float64 or _outside(Window(*(_sideways(axis) for axis in window)))
+    if not slow and not _flat(window):
         places = g.shape[0] * window.out[0] * window.out[1]
         banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
         return _kernel_by_bands(x, g, window, precision, -(-places // BAND) if banded else 1)
@@ -543,7 +544,8 @@ def _tap_products(x, kernel, window: Window, precision):
 
 def _patches(x, window: Window):
     """[N, H, W, C] -> [N, H', W', taps * C], the taps in row-major order."""
-    if x.shape[3] in (3, 4) and not _flat(window):  # first layers: rows of taps are longer pieces
+    first, many = x.shape[3] in (3, 4), x.dtype == jnp.float64 and not _small(window)
+    if (first or many) and not _flat(window):  # rows of taps are longer pieces, and fewer
         x = jnp.concatenate(views(frame(x, window), window.columns, 2), 3)
         return jnp.concatenate(views(x, window.rows, 1), 3)
     if window.taps == (1, 1) or not _flat(window):
@@ -649,8 +651,11 @@ def _few_channels(x, g, window: Window) -> bool:
 
 
 def _naive_stride(g, window: Window) -> bool:
-    """A stride puts zeros between the rows of `g`, for which XLA has a naive loop in float64."""
-    return g.dtype == jnp.float64 and _small(window) and window.stride != (1, 1)
+    """In float64 XLA has a naive loop where a stride puts zeros between the rows of `g`.
+
+    And for kernels' gradients, whose window is as large as the image.
+    """
+    return g.dtype == jnp.float64 and window.stride != (1, 1)
 
 
 # Depthwise, on CPU: every output channel sees one input channel
