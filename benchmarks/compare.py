@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,9 +19,30 @@ from flax_nets import registry
 from flax_nets.functional import set_mode
 
 OUTPUT, GRADIENT = 1e-12, 1e-9  # the limits, relative to the largest value
-# For the tests: machine code as XLA makes it quickest, in 4/5 of the time. It rounds as finely; the
-# full sweep (`benchmarks.parity`) compiles as users do.
-QUICK = {"xla_backend_optimization_level": 0}
+
+
+def quick_jit(function: Callable) -> Callable:
+    """`jax.jit` for the tests, which run most programs once: XLA compiles them in half of the time.
+
+    What it makes is slow, and rounds as finely. The full sweep (`benchmarks.parity`) compiles as
+    users do.
+    """
+    return jax.jit(function, compiler_options=_quick_options())
+
+
+@functools.cache
+def _quick_options() -> dict[str, Any]:
+    wanted = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,  # no option of jaxlib 0.12
+    }
+    known = {}
+    for name, value in wanted.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda: 0, compiler_options={name: value})()
+            known[name] = value
+    return known
 
 
 def error(ours: Any, theirs: Any, floor: float = 0.0) -> float:
@@ -137,7 +158,7 @@ def flax_pass(
     x: np.ndarray,
     train: bool,
     stages: Iterable[str] = (),
-    compiler_options: dict[str, Any] | None = QUICK,
+    jit: Callable = quick_jit,
 ) -> dict[str, Any]:
     """The same in Flax, through the functional form; one compilation for all of it."""
     apply, params, state = flax_nets.functional(model)
@@ -151,7 +172,7 @@ def flax_pass(
         total = sum(jnp.sum(o * w) for o, w in zip(outputs, weights, strict=True))
         return total, (outputs, new_state)
 
-    @functools.partial(jax.jit, compiler_options=compiler_options)
+    @jit
     def run(params: Any, x: jax.Array) -> Any:
         found = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
         if not stages:

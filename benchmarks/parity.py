@@ -136,7 +136,7 @@ def flax_side(job: str, folder: pathlib.Path) -> dict[str, object]:
     native = [e.key for e in rules.entries(model)]
 
     def errors(train: bool) -> dict[str, float]:
-        ours = flax_pass(model, inputs(model.spec, train), train, compiler_options=None)
+        ours = flax_pass(model, inputs(model.spec, train), train, jit=jax.jit)
         theirs = convert.read(folder / f"{train}.pth")
 
         def part(prefix: str) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from flax import nnx
 import convert
 import flax_nets
 from benchmarks.attention import kinds, measure
-from benchmarks.compare import GRADIENT, OUTPUT, error, randomise, state_dict
+from benchmarks.compare import GRADIENT, OUTPUT, error, quick_jit, randomise, state_dict
 from flax_nets.functional import set_mode
 from flax_nets.models import attention
 from torch_ref import attention as reference
@@ -57,8 +57,7 @@ def compare(ours, references, inputs, **masks):
         out, back = jax.vjp(call, params, floating)
         return out, *back(jnp.asarray(array(*out.shape, seed=9)))
 
-    # each is run once: LLVM's optimisation would only cost time
-    run = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    run = quick_jit(run)
     got, gradients, input_gradients = run(params, [jnp.asarray(inputs[i]) for i in floats])
     gradients = convert.export(nnx.to_pure_dict(gradients))
     for model, call in references:
@@ -113,7 +112,7 @@ def test_multi_head_attention_is_pytorchs(widths, mask):
     inputs = array(2, 5, WIDTH), array(2, 7, kdim, seed=1), array(2, 7, vdim, seed=2)
     masks = {} if mask is None else {"mask": mask}
     compare(ours, [(theirs, torch_attention(mask)), (twin, None)], inputs, **masks)
-    weights = jax.jit(lambda *x: ours(*x, **masks, need_weights=True)[1])(*inputs)
+    weights = quick_jit(lambda *x: ours(*x, **masks, need_weights=True)[1])(*inputs)
     mask = None if mask is None else torch.tensor(mask)
     _, wanted = theirs(*map(torch.tensor, inputs), attn_mask=mask, average_attn_weights=False)
     assert weights.shape == (2, HEADS, 5, 7)
@@ -156,7 +155,7 @@ def test_a_row_that_sees_nothing_attends_to_nothing(additive):
     twin = twin_of(reference.MultiHeadAttention(WIDTH, HEADS), theirs)
     got = compare(ours, [(theirs, torch_attention(mask)), (twin, None)], inputs, mask=mask)
     assert error(got[:, 2], np.broadcast_to(ours.out_proj.bias[...], (2, WIDTH))) <= OUTPUT
-    weights = jax.jit(lambda *x: ours(*x, mask=jnp.asarray(mask), need_weights=True)[1])(*inputs)
+    weights = quick_jit(lambda *x: ours(*x, mask=jnp.asarray(mask), need_weights=True)[1])(*inputs)
     np.testing.assert_array_equal(weights[:, :, 2], 0.0)
     np.testing.assert_allclose(weights[:, :, 3].sum(-1), 1.0, rtol=1e-12)
 
@@ -196,7 +195,7 @@ def test_every_kind_of_block_at_other_lengths(length):
     dense = torch.nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
     pairs = [blocked(name, causal, dense) for name in BLOCKED for causal in (False, True)]
     x = array(2, length, WIDTH)
-    outputs = jax.jit(lambda x: [ours(x) for ours, _ in pairs])(jnp.asarray(x))
+    outputs = quick_jit(lambda x: [ours(x) for ours, _ in pairs])(jnp.asarray(x))
     x = torch.tensor(x)
     with torch.no_grad():
         for (ours, twin), output in zip(pairs, outputs, strict=True):
@@ -348,7 +347,7 @@ def test_no_position_of_the_target_sees_a_later_one():
     set_mode(model, train=False)
     src, tgt = jnp.array([[1, 2, 3]]), jnp.array([[4, 5, 6, 7]])
     mask = attention.causal_mask(4)
-    run = jax.jit(lambda tgt: model(src, tgt, tgt_mask=mask))
+    run = quick_jit(lambda tgt: model(src, tgt, tgt_mask=mask))
     before, after = run(tgt), run(tgt.at[0, 2].set(0))
     np.testing.assert_array_equal(before[:, :2], after[:, :2])
     assert (before[:, 2:] != after[:, 2:]).any(-1).all()

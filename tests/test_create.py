@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import flax_nets
+from benchmarks.compare import quick_jit
 from flax_nets import registry
 from flax_nets.layers import init
 
@@ -138,7 +139,7 @@ def test_functional_is_pure_and_complete(small):
     assert state == {}, "no random state"
     x = jnp.ones((2, 32, 32, 1))
     key = jax.random.key(0)
-    eval_output, _ = jax.jit(apply)(params, state, x)
+    eval_output, _ = quick_jit(apply)(params, state, x)
     np.testing.assert_allclose(eval_output, small(x), rtol=1e-5)
     train = jax.jit(apply, static_argnames="train")
     one, _ = train(params, state, x, train=True, rngs=key)
@@ -171,9 +172,9 @@ def test_functional_composes():
     def loss(params, x):
         return jnp.sum(apply(params, state, x)[0] ** 2)
 
-    plain = jax.jit(jax.grad(loss))(params, x)
-    saved = jax.jit(jax.grad(jax.checkpoint(loss)))(params, x)
-    each = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, x[:, None])
+    plain = quick_jit(jax.grad(loss))(params, x)
+    saved = quick_jit(jax.grad(jax.checkpoint(loss)))(params, x)
+    each = quick_jit(jax.vmap(jax.grad(loss), (None, 0)))(params, x[:, None])
     _, scanned = jax.lax.scan(lambda c, v: (c, loss(params, v[None])), 0, x)
     for a, b, c in zip(*map(jax.tree.leaves, (plain, saved, each)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -188,7 +189,7 @@ def test_features_by_name_and_pattern():
     assert list(got).index("layer1") < list(got).index("layer2.0")
     assert {"layer1", "layer2.0", "layer2.1", "layer2.0.conv1", "layer2.1.bn2"} <= set(got)
     assert got["layer1"].shape == (1, 8, 8, 64)
-    under_jit = jax.jit(lambda x: flax_nets.features(model, x, ["layer4"]))(x)
+    under_jit = quick_jit(lambda x: flax_nets.features(model, x, ["layer4"]))(x)
     assert under_jit["layer4"].shape == (1, 1, 1, 512)
     assert "layer3.0.downsample.1" in flax_nets.features.names(model)
     assert {"conv1", "layer2", "layer2.1", "fc"} <= set(flax_nets.features.stages(model))
@@ -201,7 +202,7 @@ def test_features_in_train_mode_leave_the_model_as_it_was():
     model.train()
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     first = flax_nets.features(model, x, ["bn1"])["bn1"]
-    again = jax.jit(lambda x: flax_nets.features(model, x, ["bn1"]))(x)["bn1"]
+    again = quick_jit(lambda x: flax_nets.features(model, x, ["bn1"]))(x)["bn1"]
     np.testing.assert_allclose(first, again, rtol=1e-4, atol=1e-5)
     assert model.bn1.count[...] == 0
     assert not model.bn1.mean[...].any()

@@ -18,7 +18,7 @@ import convert
 import flax_nets
 import torch_ref.inception_v3
 import torch_ref.senet
-from benchmarks.compare import OUTPUT, error, randomise, state_dict
+from benchmarks.compare import OUTPUT, error, quick_jit, randomise, state_dict
 from convert import dialects, rules
 from flax_nets import layers, registry
 from flax_nets.create import build
@@ -81,7 +81,7 @@ def check(name, stated, dialect, **given):
     """Recognised from the keys, the same outputs, and back bit by bit. Returns the model."""
     tensors, x, wanted = stated
     model = flax_nets.create_model(name, weights=tensors, **given)
-    assert error(model(nhwc(x)), wanted) <= OUTPUT
+    assert error(quick_jit(lambda x: model(x))(nhwc(x)), wanted) <= OUTPUT
     check_twin(model, x, wanted)
     same(convert.export(model, dialect=dialect), tensors)
     return model
@@ -430,7 +430,7 @@ def test_cbam_names_are_its_authors(tmp_path):
     sizes = dict(depths=(1, 1), widths=(16, 32))
     model = flax_nets.create_model("cbam_resnet18", weights=path, **sizes)
     assert model.spec.complete["stem"] == "cifar"
-    assert error(model(nhwc(x)), wanted) <= OUTPUT
+    assert error(quick_jit(lambda x: model(x))(nhwc(x)), wanted) <= OUTPUT
     check_twin(model, x, wanted)
     same(convert.export(model), tensors)
 

@@ -5,7 +5,6 @@ import logging
 import re
 from collections import OrderedDict
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from benchmarks.compare import (
     error,
     flax_pass,
     nchw,
+    quick_jit,
     randomise,
     state_dict,
     torch_pass,
@@ -102,7 +102,7 @@ def images(side, channels=3):
 
 def flax_output(model, x):
     apply, params, state = flax_nets.functional(model)
-    return jax.jit(apply)(params, state, jnp.asarray(x))[0]
+    return quick_jit(apply)(params, state, jnp.asarray(x))[0]
 
 
 def torch_output(model, x, **arguments):

@@ -21,6 +21,7 @@ from benchmarks.compare import (
     flax_pass,
     images,
     nchw,
+    quick_jit,
     state_dict,
     torch_pass,
     twin,
@@ -195,7 +196,7 @@ def test_every_head_equals_the_twins(name):
     model.deterministic = False
     graph, state = nnx.split(model)
     x = images(spec, 1, HEADS[name][0])
-    ours = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, jnp.asarray(x))
+    ours = quick_jit(lambda state, x: nnx.merge(graph, state)(x))(state, jnp.asarray(x))
     with torch.no_grad():
         theirs = reference(torch.tensor(nchw(x)))
     assert ours._fields == theirs._fields == HEADS[name][1]

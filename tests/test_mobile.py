@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import convert
 import flax_nets
 from benchmarks import libraries
-from benchmarks.compare import OUTPUT, error
+from benchmarks.compare import OUTPUT, error, quick_jit
 from convert import rules
 from flax_nets import layers, registry
 from flax_nets.create import build
@@ -319,7 +319,7 @@ def test_a_checkpoint_of_either_library_loads_under_either_name(name, library, e
     with torch.no_grad():
         wanted = reference(torch.tensor(x.transpose(0, 3, 1, 2)))
     apply, params, state = flax_nets.functional(model)
-    assert error(jax.jit(apply)(params, state, x)[0], wanted) <= OUTPUT
+    assert error(quick_jit(apply)(params, state, x)[0], wanted) <= OUTPUT
     norm = flax_nets.create_model(name, weights=tensors, eps=0.5).features[1].block[0][1]
     assert (norm.eps, norm.momentum) == (0.5, momentum)
 

@@ -12,13 +12,13 @@ import flax_nets
 from benchmarks.compare import (
     GRADIENT,
     OUTPUT,
-    QUICK,
     as_numpy,
     error,
     flax_pass,
     images,
     leaves,
     nchw,
+    quick_jit,
     state_dict,
     torch_features,
     torch_pass,
@@ -129,7 +129,7 @@ def test_outputs_of_every_other_variant(file, name):
     overrides = FAMILIES[file].reduce(registry.resolve(name).arguments)
     reference, model, x = make(file, name, overrides)
     apply, params, state = flax_nets.functional(model)
-    ours, _ = jax.jit(apply, compiler_options=QUICK)(params, state, jnp.asarray(x))
+    ours, _ = quick_jit(apply)(params, state, jnp.asarray(x))
     with torch.no_grad():
         theirs = reference.eval()(torch.tensor(nchw(x)))
     assert error(ours, theirs) <= OUTPUT

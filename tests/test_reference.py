@@ -6,7 +6,6 @@ of each family: the Flax side against the library itself, in full.
 
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,12 +18,12 @@ from benchmarks import libraries
 from benchmarks.compare import (
     GRADIENT,
     OUTPUT,
-    QUICK,
     error,
     flax_pass,
     images,
     leaves,
     nchw,
+    quick_jit,
     torch_pass,
     worst_errors,
 )
@@ -112,7 +111,7 @@ def test_flax_equals_the_library_itself(name, arguments, tmp_path):
     with torch.no_grad():
         wanted = library.eval()(torch.tensor(nchw(x)))
     apply, params, state = flax_nets.functional(model)
-    run = jax.jit(apply, compiler_options=QUICK)
+    run = quick_jit(apply)
     assert error(run(params, state, jnp.asarray(x))[0], wanted) <= OUTPUT
     theirs = torch_pass(library, x, train=True)
     native = convert.port.open_checkpoint(

@@ -12,7 +12,7 @@ from timm.models.vgg import ConvMlp
 
 import convert
 import flax_nets
-from benchmarks.compare import OUTPUT, error, nchw, randomise, state_dict, twin
+from benchmarks.compare import OUTPUT, error, nchw, quick_jit, randomise, state_dict, twin
 from convert.rules import entries
 from flax_nets import registry
 from flax_nets.create import build
@@ -62,7 +62,7 @@ def torch_logits(model, x):
 
 
 def run(model, x):
-    return jax.jit(lambda x: model(x))(jnp.asarray(x))
+    return quick_jit(lambda x: model(x))(jnp.asarray(x))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_gradients_reach_timm_through_the_tensor_rules():
     model = flax_nets.create_model("vgg11", weights=state_dict(reference), dropout=0.0, **SMALL)
     x = images(256, 256)
     apply, params, state = flax_nets.functional(model)
-    loss = jax.jit(jax.grad(lambda p: jnp.sum(apply(p, state, jnp.asarray(x))[0] ** 2)))
+    loss = quick_jit(jax.grad(lambda p: jnp.sum(apply(p, state, jnp.asarray(x))[0] ** 2)))
     ours = convert.export(loss(params), dialect="timm")
     (reference(torch.tensor(nchw(x))) ** 2).sum().backward()
     theirs = {k: p.grad for k, p in reference.named_parameters()}
@@ -187,7 +187,7 @@ def test_a_kernel_of_another_size_is_reported_not_reshaped():
 def test_dense_evaluation_equals_the_twin(pair, shape):
     reference, model = pair
     x, sizes = images(*shape, batch=1), (224, 256)
-    evaluate = jax.jit(lambda x: vgg.dense_evaluation(model, x, sizes))
+    evaluate = quick_jit(lambda x: vgg.dense_evaluation(model, x, sizes))
     ours = evaluate(jnp.asarray(x))
     with torch.no_grad():
         theirs = torch_vgg.dense_evaluation(reference, torch.tensor(nchw(x)), sizes)
@@ -199,7 +199,7 @@ def test_dense_evaluation_equals_the_twin(pair, shape):
 def test_multi_crop_evaluation_equals_the_twin(pair):
     reference, model = pair
     x, arguments = images(60, 80), dict(sizes=(48, 64), crop=40, grid=2)
-    ours = jax.jit(lambda x: vgg.multi_crop_evaluation(model, x, **arguments))(jnp.asarray(x))
+    ours = quick_jit(lambda x: vgg.multi_crop_evaluation(model, x, **arguments))(jnp.asarray(x))
     with torch.no_grad():
         theirs = torch_vgg.multi_crop_evaluation(reference, torch.tensor(nchw(x)), **arguments)
     assert error(ours, theirs) <= OUTPUT

@@ -9,7 +9,7 @@ from flax import nnx
 
 import convert
 import flax_nets
-from benchmarks.compare import error
+from benchmarks.compare import error, quick_jit
 from flax_nets import registry
 from flax_nets.create import build
 
@@ -123,10 +123,7 @@ def test_recomputation_changes_neither_outputs_nor_gradients_nor_names():
             output, _ = apply(params, state, x, train=True, rngs=jax.random.key(2))
             return jnp.sum(output**2), output
 
-        run = jax.jit(
-            jax.grad(loss, argnums=(0, 1), has_aux=True),
-            compiler_options={"xla_backend_optimization_level": 0},
-        )
+        run = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
         found.append(run(params, x))
     for plain, recomputed in zip(*map(jax.tree.leaves, found), strict=True):
         assert error(recomputed, plain) <= 1e-12
@@ -161,7 +158,7 @@ def test_features_within_a_recomputed_block():
     model.train()
     name = "encoder.layers.encoder_layer_0.mlp.0"
     x = jnp.ones((1, 32, 32, 3), jnp.float32)
-    found = jax.jit(lambda x: flax_nets.features(model, x, [name]))(x)
+    found = quick_jit(lambda x: flax_nets.features(model, x, [name]))(x)
     assert found[name].shape == (1, 5, 4 * SMALL["width"])
 
 
