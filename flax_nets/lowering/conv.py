@@ -252,15 +252,14 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
         kernel = _upright(kernel, g.shape[3]).reshape(window.rows.taps, -1, g.shape[3])
         kernel = kernel[:, : window.columns.taps * x.shape[3]]
         return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
-    if x.dtype == jnp.float32 and _small(window) and not _flat(window):
+    if _small(window) and not _flat(window):
         parts = select.parts(x.shape[0], _beside_bytes(window, x.shape[3], g.shape[3]))
         rows = select.whole(_rows_to_kernel, x, g, window=window, precision=precision, parts=parts)
         if _cotangents_beside(window, x.shape[3], g.shape[3]):
             rows = _upright(rows, window.columns.taps * g.shape[3])
             return rows.reshape(*rows.shape[:2], -1, g.shape[3]).swapaxes(1, 2)
         return _upright(rows, g.shape[3]).reshape(*window.taps, x.shape[3], g.shape[3])
-    slow = x.dtype == jnp.float64 or _outside(Window(*(_sideways(axis) for axis in window)))
-    if not slow and not _flat(window):
+    if not _flat(window):
         places = g.shape[0] * window.out[0] * window.out[1]
         banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
         return _kernel_by_bands(x, g, window, precision, -(-places // BAND) if banded else 1)
@@ -544,8 +543,7 @@ def _tap_products(x, kernel, window: Window, precision):
 
 def _patches(x, window: Window):
     """[N, H, W, C] -> [N, H', W', taps * C], the taps in row-major order."""
-    first, many = x.shape[3] in (3, 4), x.dtype == jnp.float64 and not _small(window)
-    if (first or many) and not _flat(window):  # rows of taps are longer pieces, and fewer
+    if x.shape[3] in (3, 4) and not _flat(window):  # first layers: rows of taps are longer pieces
         x = jnp.concatenate(views(frame(x, window), window.columns, 2), 3)
         return jnp.concatenate(views(x, window.rows, 1), 3)
     if window.taps == (1, 1) or not _flat(window):
@@ -560,11 +558,6 @@ def _backwards(axis: Axis) -> Axis:
     size = (axis.out - 1) * axis.stride + 1
     low = axis.extent - 1 - axis.low
     return Axis(size, axis.taps, 1, low, axis.size + axis.extent - 1 - size - low, axis.dilation)
-
-
-def _sideways(axis: Axis) -> Axis:
-    """The windows as large as the result whose products are the kernel's gradient."""
-    return Axis(axis.size, axis.out, axis.dilation, axis.low, axis.high, axis.stride)
 
 
 # Which dense form is faster: measured with jax 0.10.2 on two AVX-512 cores.
@@ -647,14 +640,11 @@ def _few_channels(x, g, window: Window) -> bool:
     and as much for 3x3. To a single channel XLA's product adds up one by one.
     """
     few = x.shape[3] <= 4 < g.shape[3]
-    return x.dtype == jnp.float32 and few and window.dilation == (1, 1) and not _flat(window)
+    return few and window.dilation == (1, 1) and not _flat(window)
 
 
 def _naive_stride(g, window: Window) -> bool:
-    """In float64 XLA has a naive loop where a stride puts zeros between the rows of `g`.
-
-    And for kernels' gradients, whose window is as large as the image.
-    """
+    """A stride puts zeros between the rows of `g`, for which XLA has a naive loop in float64."""
     return g.dtype == jnp.float64 and window.stride != (1, 1)
 
 
