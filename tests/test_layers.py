@@ -1,5 +1,8 @@
 """Each layer alone against its torch counterpart: float64, outputs, gradients, statistics."""
 
+import contextlib
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,7 @@ import convert
 import flax_nets
 from benchmarks.compare import GRADIENT, OUTPUT, error, nchw, randomise, state_dict
 from flax_nets import layers
+from flax_nets.layers import container
 
 few = settings(max_examples=12, deadline=None, derandomize=True)
 sizes = st.integers(1, 9)
@@ -229,3 +233,77 @@ def test_same_padding_is_tensorflow_s(size, kernel, stride):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     np.testing.assert_allclose(y - conv.bias[...][None, None, None], wanted, atol=1e-5)
+
+
+# Blocks that are alike
+
+
+class Counted(nnx.Module):
+    """A block that keeps statistics, draws random numbers, and counts how often it is traced."""
+
+    traced = 0
+
+    def __init__(self, *, rngs):
+        self.dense = layers.Linear(4, 4, rngs=rngs, param_dtype=jnp.float64)
+        self.norm = layers.BatchNorm(4, rngs=rngs, param_dtype=jnp.float64)
+        self.dropout = layers.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, *inputs):
+        Counted.traced += 1
+        return x + self.dropout(self.norm(self.dense(x))) + sum(inputs)
+
+
+def stack(depth, train=True):
+    model = layers.Sequential(*(Counted(rngs=nnx.Rngs(i)) for i in range(depth)))
+    model.train() if train else model.eval()
+    return model
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_blocks_that_are_alike_are_traced_once_and_compute_the_same(train):
+    model, same = stack(5, train), stack(5, train)
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+
+    def loss(model, x):
+        return jnp.sum(model(x) ** 2)
+
+    counts, results = [], []
+    for network, around in ((model, contextlib.nullcontext()), (same, container.each())):
+        Counted.traced = 0
+        with around:
+            found = nnx.jit(nnx.value_and_grad(loss))(network, x)
+        random, kept = nnx.state(network, nnx.RngState, ...)
+        keys = jax.tree.map(
+            lambda a: jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a,
+            random,
+        )
+        results.append((found, keys, kept))
+        counts.append(Counted.traced)
+    assert counts == [1, 5]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), *results)
+    assert [int(block.norm.count[...]) for block in model] == [int(train)] * 5
+
+
+def test_a_closed_over_network_answers_in_jit():
+    model = stack(4, train=False)
+    x = jnp.ones((2, 4))
+    np.testing.assert_allclose(jax.jit(lambda x: model(x))(x), model(x), rtol=1e-12, atol=1e-12)
+    assert not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(nnx.state(model)))
+
+
+def test_blocks_that_differ_in_anything_are_traced_apart():
+    model = stack(4, train=False)
+    model[1].norm.eps = 1.0
+    model[2].dense = layers.Linear(4, 4, bias=False, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+    np.testing.assert_allclose(jax.jit(lambda x: model(x))(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_takes_further_inputs():
+    model = stack(3, train=False)
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+    found = jax.jit(lambda x, y: layers.chain(model, x, y, y))(x, 2 * x)
+    expected = x
+    for block in model:
+        expected = block(expected, 2 * x, 2 * x)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)

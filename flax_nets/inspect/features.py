@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from flax_nets.layers import Sequential
+from flax_nets.layers.container import each
 from flax_nets.registry import suggest
 
 
@@ -102,7 +103,8 @@ def features(model: nnx.Module, x: jax.Array, names: Iterable[str]) -> dict[str,
             exact.add(name)
     record: dict[str, Any] = {}
     watch({name: found[name] for name in wanted}, record)
-    copy(x)
+    with each():
+        copy(x)
     silent = sorted(exact - set(record))
     if silent:
         raise ValueError(f"{silent} took no part in this call (switch with model.train()?)")

@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from flax_nets.functional import set_mode
 from flax_nets.inspect.features import modules
 from flax_nets.layers import BatchNorm, Conv, Identity
+from flax_nets.layers.container import each
 from flax_nets.layers.norm import accumulation_dtype, inverse_root
 
 BEFORE, AFTER = "output of ", "input of "
@@ -73,7 +74,8 @@ def _pairs(model: nnx.Module, input_shape: tuple[int, ...]) -> list[tuple[str, s
     abstract = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), variables)
     dtypes = [v.dtype for v in jax.tree.leaves(abstract) if jnp.issubdtype(v.dtype, jnp.floating)]
     x = jax.ShapeDtypeStruct((1, *input_shape), dtypes[0] if dtypes else jnp.float32)
-    pairs = list(_marked(jax.make_jaxpr(call)(abstract, x).jaxpr))
+    with each():
+        pairs = list(_marked(jax.make_jaxpr(call)(abstract, x).jaxpr))
     convs, norms = [conv for conv, _ in pairs], [norm for _, norm in pairs]
     return [
         (conv, norm)

@@ -20,6 +20,7 @@ from flax_nets import lowering, registry
 from flax_nets.create import build
 from flax_nets.functional import set_mode
 from flax_nets.inspect.features import modules, watch
+from flax_nets.layers.container import each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def summary(model: nnx.Module | str, input_shape: tuple[int, ...] | None = None)
     dtypes = [v.dtype for v in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))]
     x = jax.ShapeDtypeStruct((1, *input_shape), dtypes[0] if dtypes else jnp.float32)
     abstract = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), state)
-    with lowering.use("xla"):  # where a convolution is an equation that shows its sizes
+    with each(), lowering.use("xla"):  # where a convolution is an equation that shows its sizes
         jaxpr = jax.make_jaxpr(call)(abstract, x)
     work: dict[str, int] = {}
     for path, count in _products(jaxpr.jaxpr, "", classes):

@@ -15,7 +15,7 @@ from flax_nets.layers.activation import (
     silu,
     tanh,
 )
-from flax_nets.layers.container import Identity, Sequential, along_last, choose, flatten
+from flax_nets.layers.container import Identity, Sequential, along_last, chain, choose, flatten
 from flax_nets.layers.dropout import Dropout, StochasticDepth
 from flax_nets.layers.inception import BasicConv2d, transform_input
 from flax_nets.layers.linear import Conv, Linear
@@ -44,6 +44,7 @@ __all__ = [
     "Sequential",
     "StochasticDepth",
     "along_last",
+    "chain",
     "choose",
     "flatten",
     "gelu",

@@ -84,7 +84,7 @@ class BatchNorm(nnx.Module):
             factor = inverse_root(var + eps) * scale
             y = x * along_last(factor, x.ndim) + along_last(bias - mean * factor, x.ndim)
         else:
-            y, mean, var = _by_batch(x, scale, bias, eps)
+            y, mean, var = _traced_once(x, scale, bias, eps)
             self._follow(mean, var, math.prod(x.shape[:-1]))
         return y.astype(dtype)
 
@@ -92,10 +92,9 @@ class BatchNorm(nnx.Module):
         """Let the running statistics follow those of a batch."""
         # `kept[...] = new` would ask for shardings: at a tracer, a third of the time of tracing.
         self.count.set_value(self.count[...] + 1)
-        share = jnp.asarray(
-            1 / self.count[...].astype(mean.dtype) if self.momentum is None else self.momentum,
-            mean.dtype,
-        )
+        share: Any = self.momentum
+        if share is None:
+            share = 1 / self.count[...].astype(mean.dtype)
         for kept, new in ((self.mean, mean), (self.var, var * (values / (values - 1)))):
             new = jax.lax.stop_gradient(new)
             moved = (1 - share) * kept[...].astype(mean.dtype) + share * new
@@ -131,6 +130,9 @@ def _by_batch_slope(primals: tuple, tangents: tuple) -> tuple:
     dy = dx * along_last(factor, x.ndim) + along_last(dbias - factor * dmean, x.ndim)
     turn = inverse * dscale - factor * jnp.square(inverse) * covariance
     return (y, mean, var), (dy + centred * along_last(turn, x.ndim), dmean, 2 * covariance)
+
+
+_traced_once = jax.jit(_by_batch)  # for all layers of one shape
 
 
 class LayerNorm(nnx.Module):

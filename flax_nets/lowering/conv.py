@@ -128,12 +128,12 @@ def _xla_to_kernel(x, g, **params):
     return select.transposed(lambda kernel: _xla_forward(x, kernel, **params), kernel, g)
 
 
-def _image(g, kernel, window: Window, groups: int = 1):
+def _image(g, kernel, window: Window, groups: int = 1, precision=None):
     """Zeros of the images' type."""
     return blank(g, window, kernel.shape[2] * groups)
 
 
-def _kernel(x, g, window: Window, groups: int = 1):
+def _kernel(x, g, window: Window, groups: int = 1, precision=None):
     """Zeros of the kernel's type."""
     return lax.full_like(g, 0, shape=(*window.taps, x.shape[3] // groups, g.shape[3]))
 
@@ -789,6 +789,7 @@ def _define(
     depthwise: Callable,
     grouped: Callable,
     tpu: Callable,
+    like: Callable | None = None,
 ):
     def fast(a, b, *, window, groups, precision):
         inputs = a.shape[3] // groups if plain is _xla_to_kernel else b.shape[2]
@@ -807,7 +808,7 @@ def _define(
         arrays = [_together(a) for a in select.broadcast(arrays, mapped)]
         return _apart(primitive.bind(*arrays, groups=groups * size, **params), size)
 
-    return select.define(name, plain, fast, batch, tpu)
+    return select.define(name, plain, fast, batch, tpu, like)
 
 
 forward_p = _define(
@@ -820,6 +821,7 @@ to_image_p = _define(
     _depthwise_to_image,
     _grouped_to_image,
     _tpu_to_image,
+    _image,
 )
 to_kernel_p = _define(
     "conv_to_kernel",
@@ -828,6 +830,7 @@ to_kernel_p = _define(
     _depthwise_to_kernel,
     _grouped_to_kernel,
     _tpu_to_kernel,
+    _kernel,
 )
 ad.defbilinear(
     forward_p,

@@ -73,7 +73,12 @@ def _checked(form: str, name: str) -> str:
 
 
 def define(
-    name: str, plain: Callable, fast: Callable, batch: Callable, tpu: Callable | None = None
+    name: str,
+    plain: Callable,
+    fast: Callable,
+    batch: Callable,
+    tpu: Callable | None = None,
+    like: Callable | None = None,
 ) -> Primitive:
     """A primitive that is `plain` in general and `fast` on CPU; differentiate it yourself.
 
@@ -84,6 +89,8 @@ def define(
       batch: (arrays, mapped, primitive, **params) -> array with the mapped axis first, as the
         arrays have it that are `mapped`.
       tpu: the same function as a TPU runs it best, where that is not `plain`.
+      like: (*arrays, **params) -> any array of the result's type, where that takes less time to
+        trace than `plain`.
 
     Bind it with `form=current()`. Neither form is ever differentiated, so both may use anything.
     """
@@ -95,8 +102,9 @@ def define(
 
     @functools.lru_cache(maxsize=4096)  # networks repeat their layers
     def result(avals, params):
-        # through the plain form, which knows sharded and per-device types as well
-        return jax.make_jaxpr(functools.partial(plain, **dict(params)))(*avals).out_avals[0]
+        # by tracing, which knows sharded and per-device types as well
+        found = functools.partial(like or plain, **dict(params))
+        return jax.make_jaxpr(found)(*avals).out_avals[0]
 
     @primitive.def_abstract_eval
     def _(*avals, form, **params):

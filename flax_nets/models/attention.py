@@ -573,8 +573,7 @@ class TransformerStack(nnx.Module):
         self.norm = layers.LayerNorm(d_model, eps=eps, rngs=rngs) if final_norm else None
 
     def __call__(self, x, *inputs):
-        for layer in self.layers:
-            x = layer(x, *inputs)
+        x = layers.chain(self.layers, x, *inputs)
         return x if self.norm is None else self.norm(x)
 
 

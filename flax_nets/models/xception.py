@@ -110,8 +110,7 @@ class Xception(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = relu(self.bn1(self.conv1(x)))
         x = relu(self.bn2(self.conv2(x)))
-        for block in self.blocks:
-            x = getattr(self, block)(x)
+        x = layers.chain((getattr(self, name) for name in self.blocks), x)
         x = relu(self.bn3(self.conv3(x)))
         x = relu(self.bn4(self.conv4(x)))
         x = layers.global_avg_pool(x)

@@ -42,7 +42,7 @@ def sgd(
             f"nesterov: needs a momentum above 0 and no dampening, got momentum={momentum} and "
             f"dampening={dampening}"
         )
-    parts = [optax.add_decayed_weights(weight_decay, mask)]
+    parts = [_decay(weight_decay, mask)]
     if momentum:
         parts += [
             _damped_trace(momentum, dampening) if dampening else optax.trace(momentum, nesterov)
@@ -64,7 +64,7 @@ def adam(
     """
     _check(learning_rate, betas, eps=eps, weight_decay=weight_decay)
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask),
+        _decay(weight_decay, mask),
         _scale_by_adam(*betas, eps),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -81,7 +81,7 @@ def adamw(
     _check(learning_rate, betas, eps=eps, weight_decay=weight_decay)
     return optax.chain(
         _scale_by_adam(*betas, eps),
-        optax.add_decayed_weights(weight_decay, mask),
+        _decay(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
 
@@ -103,7 +103,7 @@ def rmsprop(
     _check(learning_rate, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
     scale = optax.scale_by_stddev if centered else optax.scale_by_rms
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask),
+        _decay(weight_decay, mask),
         scale(alpha, eps, eps_in_sqrt=False),
         optax.trace(momentum) if momentum else optax.identity(),
         optax.scale_by_learning_rate(learning_rate),
@@ -127,7 +127,7 @@ def rmsprop_tf(
     _check(learning_rate, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
     scale = optax.scale_by_stddev if centered else optax.scale_by_rms
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask),
+        _decay(weight_decay, mask),
         scale(alpha, eps, initial_scale=1.0, eps_in_sqrt=True),
         optax.scale_by_learning_rate(learning_rate),
         optax.trace(momentum) if momentum else optax.identity(),
@@ -153,7 +153,7 @@ def lamb(
     return optax.chain(
         optax.identity() if max_grad_norm is None else _clip(max_grad_norm, 0.0),
         _scale_by_adam(*betas, eps),
-        optax.add_decayed_weights(weight_decay, mask),
+        _decay(weight_decay, mask),
         adapt if mask is None else optax.masked(adapt, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -167,6 +167,13 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 class _TraceState(NamedTuple):
     step: jax.Array
     trace: Any
+
+
+def _decay(weight_decay: float, mask: Mask | None) -> optax.GradientTransformation:
+    """g += weight_decay * p; a rate of 0 adds nothing, not even a multiplication by it."""
+    if weight_decay == 0 and mask is None:
+        return optax.identity()  # the same state
+    return optax.add_decayed_weights(weight_decay, mask)
 
 
 def _damped_trace(momentum: float, dampening: float) -> optax.GradientTransformation:
