@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -196,6 +199,20 @@ def test_activations_at_their_kinks_too(name):
     assert error(jax.grad(lambda x: function(x).sum())(jnp.asarray(x)), inputs.grad) <= OUTPUT
 
 
+def test_gelu_in_16_bits_and_its_second_derivative():
+    x = np.linspace(-5, 5, 101)
+    for dtype, ours in ((torch.bfloat16, jnp.bfloat16), (torch.float16, jnp.float16)):
+        wanted = F.gelu(torch.tensor(x).to(dtype)).float().numpy()
+        found = layers.gelu(jnp.asarray(x, ours))
+        assert found.dtype == ours
+        ulps = 2 * float(jnp.finfo(ours).eps)
+        np.testing.assert_allclose(np.asarray(found, np.float32), wanted, rtol=ulps, atol=1e-6)
+    inputs = torch.tensor(x, requires_grad=True)
+    (slope,) = torch.autograd.grad(F.gelu(inputs).sum(), inputs, create_graph=True)
+    (wanted,) = torch.autograd.grad(slope.sum(), inputs)
+    assert error(jax.vmap(jax.grad(jax.grad(layers.gelu)))(jnp.asarray(x)), wanted) <= OUTPUT
+
+
 def test_flatten_keeps_pytorch_order():
     x = images(2, 3, 4, 5)
     np.testing.assert_array_equal(layers.flatten(jnp.asarray(x)), nchw(x).reshape(2, -1))
@@ -307,3 +324,53 @@ def test_a_block_takes_further_inputs():
     for block in model:
         expected = block(expected, 2 * x, 2 * x)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet20_cifar", dict(depths=(4, 1, 1))),
+        ("vit_b_16", dict(image_size=32, width=24, num_heads=2, depth=3, num_classes=5)),
+    ],
+)
+def test_blocks_of_images_over_devices(name, arguments):
+    """Gradients with images over two devices, by the compiler and by hand, in eval mode."""
+    program = f"""
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+        jax.config.update("jax_num_cpu_devices", 2)
+        jax.config.update("jax_enable_x64", True)
+        import flax_nets
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+        model = flax_nets.create_model({name!r}, param_dtype=jnp.float64, **{arguments})
+        apply, params, state = flax_nets.functional(model)
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), params)
+        x = rng.normal(size=(4, 32, 32, 3))
+        def loss(params, x):
+            return (apply(params, state, x)[0] ** 2).sum()
+        want = jax.jit(jax.value_and_grad(loss))(params, x)
+        def close(found):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(
+                a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max()), found, want)
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+            with jax.set_mesh(mesh):
+                images = jax.device_put(x, NamedSharding(mesh, P("data")))
+                weights = jax.device_put(params, NamedSharding(mesh, P()))
+                close(jax.jit(jax.value_and_grad(loss))(weights, images))
+        with jax.set_mesh(mesh):
+            total = jax.shard_map(
+                lambda params, x: jax.lax.psum(loss(params, x), "data"),
+                in_specs=(P(), P("data")), out_specs=P(),
+            )
+            close(jax.jit(jax.value_and_grad(total))(weights, images))
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

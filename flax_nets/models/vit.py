@@ -241,8 +241,8 @@ class VisionTransformer(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # [N, H, W, C] -> [N, H*W, C]
         x = x if self.proj_norm is None else self.proj_norm(x)
         tokens = [t for t in (self.class_token, self.dist_token) if t is not None]
-        shape = (x.shape[0], 1, x.shape[-1])
-        tokens = [jnp.broadcast_to(t[...], shape).astype(x.dtype) for t in tokens]
+        none = jnp.zeros_like(x[:, :1])  # sharded as x is
+        tokens = [none + t[...].astype(x.dtype) for t in tokens]
         x = jnp.concatenate([*tokens, x], 1)  # [N, tokens + H*W, C]
         x = self.encoder(x)
         if self.dist_token is not None:
