@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -84,21 +85,39 @@ class BatchNorm(nnx.Module):
             factor = inverse_root(var + eps) * scale
             y = x * along_last(factor, x.ndim) + along_last(bias - mean * factor, x.ndim)
         else:
-            y, mean, var = _traced_once(x, scale, bias, eps)
-            self._follow(mean, var, math.prod(x.shape[:-1]))
+            variables = (self.mean, self.var, self.count)
+            kept = [variable[...] for variable in variables]
+            y, *kept = _in_training(x, scale, bias, eps, *kept, momentum=self.momentum)
+            for variable, value in zip(variables, kept, strict=True):
+                # `variable[...] = value` asks for shardings: a third of the time of tracing
+                variable.set_value(value)
         return y.astype(dtype)
 
-    def _follow(self, mean: jax.Array, var: jax.Array, values: int) -> None:
-        """Let the running statistics follow those of a batch."""
-        # `kept[...] = new` would ask for shardings: at a tracer, a third of the time of tracing.
-        self.count.set_value(self.count[...] + 1)
-        share: Any = self.momentum
-        if share is None:
-            share = 1 / self.count[...].astype(mean.dtype)
-        for kept, new in ((self.mean, mean), (self.var, var * (values / (values - 1)))):
-            new = jax.lax.stop_gradient(new)
-            moved = (1 - share) * kept[...].astype(mean.dtype) + share * new
-            kept.set_value(moved.astype(kept[...].dtype))
+
+@functools.partial(jax.jit, static_argnames="momentum")  # traced once for all layers of one shape
+def _in_training(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    eps: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    count: jax.Array,
+    momentum: float | None,
+) -> tuple:
+    """x [..., channels] normalised by its own statistics, and the running ones that follow them."""
+    y, *batch = _by_batch(x, scale, bias, eps)
+    count = count + 1
+    share: Any = momentum
+    if share is None:
+        share = 1 / count.astype(batch[0].dtype)
+    values = math.prod(x.shape[:-1])
+    batch[1] = batch[1] * (values / (values - 1))
+    kept = []
+    for old, new in zip((mean, var), batch, strict=True):
+        new = jax.lax.stop_gradient(new)
+        kept.append(((1 - share) * old.astype(new.dtype) + share * new).astype(old.dtype))
+    return y, *kept, count
 
 
 @jax.custom_jvp
@@ -130,9 +149,6 @@ def _by_batch_slope(primals: tuple, tangents: tuple) -> tuple:
     dy = dx * along_last(factor, x.ndim) + along_last(dbias - factor * dmean, x.ndim)
     turn = inverse * dscale - factor * jnp.square(inverse) * covariance
     return (y, mean, var), (dy + centred * along_last(turn, x.ndim), dmean, 2 * covariance)
-
-
-_traced_once = jax.jit(_by_batch)  # for all layers of one shape
 
 
 class LayerNorm(nnx.Module):

@@ -217,6 +217,8 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
     back = Window(*(_backwards(axis) for axis in window))
     if window.stride == (1, 1) and _winograd(g, back, *kernel.shape[2:]):
         return winograd.to_image(g, kernel, back, precision)
+    if window.taps == window.stride == (1, 1) and window.padding == ((0, 0), (0, 0)):
+        return product(g, kernel[0, 0], precision, back=True)
     slow = _outside(back) or _naive_stride(g, window)
     if _flat(window) or slow or _few_places(g, kernel, window):
         x = _image(g, kernel, window)

@@ -79,7 +79,7 @@ def _batch(arrays, mapped, primitive, **params):
 
 
 def _x_gradient(g, x, kernel, precision, **_):
-    return lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())), precision=precision)
+    return dot(g, kernel, precision=precision, back=True)
 
 
 def _kernel_gradient(g, x, kernel, **params):

@@ -19,21 +19,22 @@ ROWS = 1 << 10  # below as many, and
 WEIGHTS = 1 << 20  # with kernels above as many numbers, YNNPACK is as fast without AVX-512
 
 
-def dot(x, kernel, *, precision):
-    """x [..., I] @ kernel [I, O] -> [..., O], as XLA has it."""
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+def dot(x, kernel, *, precision, back=False):
+    """x [..., I] @ kernel [I, O] -> [..., O], as XLA has it; `back`: x [..., O] @ kernel.T."""
+    axes = (((x.ndim - 1,), (int(back),)), ((), ()))
+    return lax.dot_general(x, kernel, axes, precision=precision)
 
 
-def product(x, kernel, precision):
-    """The same, by the faster routine."""
+def product(x, kernel, precision, back=False):
+    """The same, by the faster routine; `back`: x [..., O] @ kernel.T -> [..., I]."""
     if not _by_eigen(x, kernel):
-        return dot(x, kernel, precision=precision)
+        return dot(x, kernel, precision=precision, back=back)
     y = lax.conv_general_dilated(
         x.reshape(1, -1, x.shape[-1]),
         kernel[None],
         (1,),
         "VALID",
-        dimension_numbers=("NWC", "WIO", "NWC"),
+        dimension_numbers=("NWC", "WOI" if back else "WIO", "NWC"),
         precision=precision,
     )
     return y.reshape(*x.shape[:-1], -1)

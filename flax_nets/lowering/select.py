@@ -213,7 +213,7 @@ def agree(*arrays: jax.Array) -> list[jax.Array]:
 
 def transposed(function: Callable, like: jax.Array, g: jax.Array) -> jax.Array:
     """The transpose of a linear function of one array of the type of `like`, applied to `g`."""
-    return jax.vjp(function, like)[1](g)[0]
+    return jax.linear_transpose(function, like)(g)[0]
 
 
 def mapped_size(arrays, mapped: list[bool]) -> int:
