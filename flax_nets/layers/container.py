@@ -64,7 +64,7 @@ def chain(modules: Iterable[Callable], x: Any, *inputs: Any) -> Any:
         for module in alike:
             if len(alike) < REPEATS:
                 x = module(x, *inputs)
-            else:
+            else:  # split here: those before it may have changed a variable that they share
                 x, changed = _traced(*nnx.split(module), x, *inputs)
                 nnx.update(module, changed)
     return x
