@@ -18,7 +18,7 @@ from hypothesis import assume, given, settings
 
 from flax_nets import lowering, processor
 from flax_nets.lowering import select, winograd
-from flax_nets.lowering.window import Window, make
+from flax_nets.lowering.window import Window, backwards, make
 
 conv_forms = importlib.import_module("flax_nets.lowering.conv")
 few = settings(max_examples=12, deadline=None, derandomize=True)
@@ -55,7 +55,7 @@ def test_all_three_against_xla(size, padding, images):
     window = make(x.shape, 3, 1, padding, 1)
     g = rng.standard_normal((images, *window.out, 2))
     params = {"window": window, "groups": 1, "precision": None}
-    back = Window(*(conv_forms._backwards(axis) for axis in window))
+    back = Window(*map(backwards, window))
     pairs = {
         "forward": (
             winograd.forward(x, kernel, window, None),

@@ -41,11 +41,14 @@ from flax_nets.lowering.window import (
     Padding,
     Pair,
     Window,
+    backwards,
     blank,
     by_phases,
     frame,
     make,
+    places,
     taps,
+    view,
     views,
 )
 
@@ -214,7 +217,7 @@ def _direct(x, kernel, window: Window, precision):
 
 
 def _dense_to_image(g, kernel, window: Window, precision, groups=1):
-    back = Window(*(_backwards(axis) for axis in window))
+    back = Window(*map(backwards, window))
     if window.stride == (1, 1) and _winograd(g, back, *kernel.shape[2:]):
         return winograd.to_image(g, kernel, back, precision)
     if window.taps == window.stride == (1, 1) and window.padding == ((0, 0), (0, 0)):
@@ -255,6 +258,9 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
         kernel = kernel[:, : window.columns.taps * x.shape[3]]
         return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
     if _small(window) and not _flat(window):
+        if min(x.shape[3], g.shape[3]) >= MANY:
+            kernel = select.whole(_taps_to_kernel, x, g, window=window, precision=precision)
+            return _upright(kernel, g.shape[3]).reshape(*window.taps, x.shape[3], g.shape[3])
         parts = select.parts(x.shape[0], _beside_bytes(window, x.shape[3], g.shape[3]))
         rows = select.whole(_rows_to_kernel, x, g, window=window, precision=precision, parts=parts)
         if _cotangents_beside(window, x.shape[3], g.shape[3]):
@@ -319,6 +325,12 @@ def _rows_to_kernel(x, g, window: Window, precision, parts: int):
         return jnp.stack([_product(row, g, precision) for row in views(x, window.rows, 1)])
 
     return select.summed(product, parts, x, g)
+
+
+def _taps_to_kernel(x, g, window: Window, precision):
+    """A product for each tap, in a loop: with many channels rows of taps gain nothing."""
+    x = frame(x, window)
+    return lax.map(lambda place: _product(view(x, window, *place), g, precision), places(window))
 
 
 def _cotangents_beside(window: Window, inputs: int, outputs: int) -> bool:
@@ -536,11 +548,18 @@ def _patch_product(x, kernel, window: Window, precision):
 
 
 def _tap_products(x, kernel, window: Window, precision):
-    """The sum of a product for each tap, of as large images as the result's."""
-    matrices = kernel.reshape(-1, *kernel.shape[2:])
-    pairs = zip(taps(frame(x, window), window), matrices, strict=True)
-    first, *others = [product(*pair, precision) for pair in pairs]
-    return sum(others, first)
+    """The sum of a product for each tap, of as large images as the result's.
+
+    In a loop, which compiles once and keeps one product at a time in the cache.
+    """
+    x = frame(x, window)
+    zeros = jnp.zeros((x.shape[0], *window.out, kernel.shape[3]), x.dtype)
+
+    def add(total, tap):
+        *place, matrix = tap
+        return total + product(view(x, window, *place), matrix, precision), None
+
+    return lax.scan(add, zeros, (*places(window), kernel.reshape(-1, *kernel.shape[2:])))[0]
 
 
 def _patches(x, window: Window):
@@ -555,14 +574,10 @@ def _patches(x, window: Window):
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, up, left, high * wide * channels)
 
 
-def _backwards(axis: Axis) -> Axis:
-    """The windows that lead from the results, put `stride` apart, back to the image."""
-    size = (axis.out - 1) * axis.stride + 1
-    low = axis.extent - 1 - axis.low
-    return Axis(size, axis.taps, 1, low, axis.size + axis.extent - 1 - size - low, axis.dilation)
-
-
 # Which dense form is faster: measured with jax 0.10.2 on two AVX-512 cores.
+
+
+MANY = 128  # channels, for which each tap's product is as fast as wider ones
 
 
 def _flat(window: Window) -> bool:
@@ -623,7 +638,7 @@ def _few_places(y, kernel, window: Window) -> bool:
 
 def _many_channels(kernel, window: Window) -> bool:
     """With a stride, or a row or a column of taps: most others are Winograd's."""
-    many = min(kernel.shape[2:]) >= 128 and _small(window)
+    many = min(kernel.shape[2:]) >= MANY and _small(window)
     return kernel.dtype == jnp.float32 and many
 
 

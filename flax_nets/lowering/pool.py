@@ -27,6 +27,7 @@ from flax_nets.lowering.window import (
     Padding,
     Pair,
     Window,
+    backwards,
     blank,
     by_phases,
     frame,
@@ -248,11 +249,17 @@ def _spread(g, *, window: Window, total: Callable):
     return select.transposed(lambda x: total(x, window=window), blank(g, window, g.shape[3]), g)
 
 
+def _cpu_spread(g, *, window: Window):
+    if window.stride == (1, 1):
+        return _cpu_sum(g, window=Window(*map(backwards, window)))
+    return _spread(g, window=window, total=_cpu_sum)
+
+
 sum_p = select.define("sum_pool", _xla_sum, _cpu_sum, _fold)
 spread_p = select.define(
     "sum_pool_spread",
     functools.partial(_spread, total=_xla_sum),
-    functools.partial(select.whole, _spread, total=_cpu_sum),
+    functools.partial(select.whole, _cpu_spread),
     _fold,
 )
 ad.deflinear2(sum_p, lambda g, x, **params: [spread_p.bind(g, **params)])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Pair = int | tuple[int, int]
@@ -150,7 +151,30 @@ def views(x: jax.Array, axis: Axis, position: int) -> list[jax.Array]:
 def taps(x: jax.Array, window: Window) -> list[jax.Array]:
     """What each tap sees of the framed `x`, [N, H', W', C], in row-major order."""
     bands = views(x, window.rows, 1)
-    return [view for band in bands for view in views(band, window.columns, 2)]
+    return [seen for band in bands for seen in views(band, window.columns, 2)]
+
+
+def view(x: jax.Array, window: Window, row: jax.Array, column: jax.Array) -> jax.Array:
+    """What the tap at that place, two int32, sees of the framed `x`."""
+    rows, columns = window
+    zero = np.int32(0)
+    start = zero, row * rows.dilation, column * columns.dilation, zero
+    spans = [(axis.out - 1) * axis.stride + 1 for axis in window]
+    x = lax.dynamic_slice(x, start, (x.shape[0], *spans, x.shape[3]))
+    return lax.slice(x, (0, 0, 0, 0), x.shape, (1, rows.stride, columns.stride, 1))
+
+
+def places(window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the column of each tap, in row-major order."""
+    rows, columns = np.indices(window.taps, np.int32).reshape(2, -1)
+    return rows, columns
+
+
+def backwards(axis: Axis) -> Axis:
+    """The windows that lead from the results, put `stride` apart, back to the image."""
+    size = (axis.out - 1) * axis.stride + 1
+    low = axis.extent - 1 - axis.low
+    return Axis(size, axis.taps, 1, low, axis.size + axis.extent - 1 - size - low, axis.dilation)
 
 
 def phases(axis: Axis) -> list[tuple[slice, Axis]]:
