@@ -47,6 +47,7 @@ from flax_nets.lowering.window import (
     frame,
     make,
     places,
+    taken,
     taps,
     view,
     views,
@@ -683,25 +684,33 @@ def _depthwise_to_image(g, kernel, window: Window, precision, groups):
 
 def _depthwise_to_kernel(x, g, window: Window, precision, groups):
     x = jnp.repeat(x, g.shape[3] // x.shape[3], axis=3)
-    known = select.alone() and isinstance(g.shape[0], int)
-    parts = _divisor_up_to(g.shape[0], 8) if known else 1
+    high, wide = window.out
+    size = 4 * window.taps[0] * window.taps[1] * high * wide * g.shape[3] // TERMS
+    parts = select.parts(g.shape[0], size)
     return select.whole(_tap_sums, frame(x, window), g, window=window, parts=parts)
 
 
+TERMS = 8  # images at most that vectors add up
+
+
 def _tap_sums(x, g, window: Window, parts: int):
-    """The framed images times g: for each tap the sum of so many parts, then of all places.
+    """The framed images times g: for each tap the sum of several images, then of all places.
 
     The first is shared out among vectors, the second is a product with ones. One reduction of all
     taps' products takes up to six times as long, and one for each tap ten times as long as that.
     """
-    sums = []
-    for band in views(x, window.rows, 1):  # the taps of a row compile together
-        seen = [jnp.split(view, parts) for view in views(band, window.columns, 2)]
-        row = jnp.stack([sum(map(lax.mul, part, jnp.split(g, parts))) for part in seen])
-        row = row.reshape(len(seen), -1, g.shape[3])
-        ones = jnp.ones((len(seen), 1, row.shape[1]), row.dtype)
-        sums.append(lax.dot_general(ones, row, (((2,), (1,)), ((0,), (0,)))))
-    return jnp.stack(sums)
+
+    def sums(x, g):
+        known = select.alone() and isinstance(g.shape[0], int)
+        terms = _divisor_up_to(g.shape[0], TERMS) if known else 1
+        seen = taken(taken(x, 1, window.rows.table), 3, window.columns.table)
+        first, *others = jnp.split(seen * g[:, None, :, None], terms)
+        total = sum(others, first).transpose(1, 3, 0, 2, 4, 5)  # [tap, tap, N, H', W', C]
+        total = total.reshape(window.taps[0] * window.taps[1], -1, g.shape[3])
+        ones = jnp.ones((total.shape[0], 1, total.shape[1]), total.dtype)
+        return lax.dot_general(ones, total, (((2,), (1,)), ((0,), (0,))))
+
+    return select.summed(sums, parts, x, g).reshape(*window.taps, 1, g.shape[3])
 
 
 # Grouped, on CPU: a few groups merged into one block, whose kernel is zero between the groups

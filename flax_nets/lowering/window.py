@@ -50,6 +50,12 @@ class Axis(NamedTuple):
         return (self.out - 1) * self.stride + self.extent
 
     @property
+    def table(self) -> np.ndarray:
+        """[taps, windows]: which row of the framed image a tap of a window reads."""
+        rows = np.arange(self.taps)[:, None] * self.dilation
+        return rows + np.arange(self.out) * self.stride
+
+    @property
     def tiles(self) -> bool:
         """Whether no row belongs to two windows, or to none between two taps."""
         return self.dilation == 1 and (self.out == 1 or self.stride == self.taps)
@@ -168,6 +174,18 @@ def places(window: Window) -> tuple[np.ndarray, np.ndarray]:
     """The row and the column of each tap, in row-major order."""
     rows, columns = np.indices(window.taps, np.int32).reshape(2, -1)
     return rows, columns
+
+
+def taken(x: jax.Array, axis: int, places: np.ndarray) -> jax.Array:
+    """`jnp.take` of the places in a table with two axes, all of which are there."""
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(*range(axis), *range(axis + 2, x.ndim + 1)),
+        collapsed_slice_dims=(axis,),
+        start_index_map=(axis,),
+    )
+    sizes = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    places = places[..., None].astype(np.int32)
+    return lax.gather(x, places, numbers, sizes, mode="promise_in_bounds")
 
 
 def backwards(axis: Axis) -> Axis:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from flax_nets.lowering import select
-from flax_nets.lowering.window import Window, frame
+from flax_nets.lowering.window import Window, frame, taken
 
 A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
 B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]])
@@ -126,24 +126,12 @@ def _along(matrix, x, axis: int):
     starts = 2 * np.arange((x.shape[axis] - taps) // 2 + 1)
     factors = np.take_along_axis(matrix, found, 1).astype(x.dtype)
     shape = [rows if i == axis else 1 for i in range(x.ndim + 1)]
-    seen = [_taken(x, axis, place[:, None] + starts) for place in found.T]
+    seen = [taken(x, axis, place[:, None] + starts) for place in found.T]
     first, *others = (
         part if (factor == 1).all() else part * factor.reshape(shape)
         for part, factor in zip(seen, factors.T, strict=True)
     )
     return sum(others, first)
-
-
-def _taken(x, axis: int, places):
-    """`jnp.take` of places that are there, a table with two axes."""
-    numbers = lax.GatherDimensionNumbers(
-        offset_dims=(*range(axis), *range(axis + 2, x.ndim + 1)),
-        collapsed_slice_dims=(axis,),
-        start_index_map=(axis,),
-    )
-    sizes = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
-    places = places[..., None].astype(np.int32)
-    return lax.gather(x, places, numbers, sizes, mode="promise_in_bounds")
 
 
 def _products(left, right, over_left: int, over_right: int, precision):
