@@ -41,6 +41,7 @@ from flax_nets.lowering.window import (
     Padding,
     Pair,
     Window,
+    around,
     backwards,
     blank,
     by_phases,
@@ -670,15 +671,25 @@ def _naive_stride(g, window: Window) -> bool:
 
 
 def _depthwise_forward(x, kernel, window: Window, precision=None, groups=1):
-    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
     x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
-    return sum(
-        view * weight for view, weight in zip(taps(frame(x, window), window), weights, strict=True)
-    )
+    return _weighted(frame(x, window), kernel, window)
+
+
+def _weighted(x, kernel, window: Window):
+    """The sum of what the taps see of the framed images, each times its weights."""
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
+    return sum(seen * weight for seen, weight in zip(taps(x, window), weights, strict=True))
 
 
 def _depthwise_to_image(g, kernel, window: Window, precision, groups):
-    x = _by_phases(functools.partial(_depthwise_forward, g), g.shape[3], g, kernel, window)
+    seen = around(g, window)
+    x = _by_phases(
+        lambda part, windows: _weighted(seen(windows), part, windows),
+        g.shape[3],
+        g,
+        kernel,
+        window,
+    )
     return x.reshape(*x.shape[:3], groups, -1).sum(4)
 
 

@@ -27,12 +27,12 @@ from flax_nets.lowering.window import (
     Padding,
     Pair,
     Window,
+    around,
     backwards,
     blank,
     by_phases,
     frame,
     make,
-    phases,
     taps,
     views,
 )
@@ -118,19 +118,10 @@ def _cpu_from_winners(x, g, *, window: Window):
         return _from_winners(x, g, window=window, maximum=_xla_max)
     numbers = np.arange(math.prod(window.taps), dtype=np.int8).reshape(window.taps)
     place = _winners(taps(frame(x, window, -np.inf), window))
-    # One frame for what the places of all phases see.
-    low, high = (
-        [max(getattr(windows, side) for _, windows in phases(axis)) for axis in window]
-        for side in ("low", "high")
-    )
-    around = Window(
-        *(Axis(axis.out, 1, 1, *edges) for axis, *edges in zip(window, low, high, strict=True))
-    )
-    g, place = frame(g, around), frame(place, around, -1)
+    framed = around(g, window), around(place, window, -1)
 
     def given(reaching, windows: Window):
-        starts = [most - axis.low for most, axis in zip(low, windows, strict=True)]
-        seen = (taps(a[:, starts[0] :, starts[1] :], windows) for a in (g, place))
+        seen = (taps(a(windows), windows) for a in framed)
         wanted = numbers[reaching][::-1, ::-1].ravel()  # none, where no tap reaches the phase
         zeros = jnp.zeros((g.shape[0], *windows.out, g.shape[3]), g.dtype)
         won = (

@@ -213,6 +213,25 @@ def phases(axis: Axis) -> list[tuple[slice, Axis]]:
     return found
 
 
+def around(g: jax.Array, window: Window, value: float = 0.0) -> Callable[[Window], jax.Array]:
+    """A result `g`, framed once for all phases of the stride.
+
+    Returns: (the windows of a phase) -> `g` as `frame` would make it for these, or beyond.
+    """
+    low, high = (
+        [max(getattr(windows, side) for _, windows in phases(axis)) for axis in window]
+        for side in ("low", "high")
+    )
+    edges = zip(window, low, high, strict=True)
+    g = frame(g, Window(*(Axis(axis.out, 1, 1, *edge) for axis, *edge in edges)), value)
+
+    def seen(windows: Window) -> jax.Array:
+        top, left = (most - axis.low for most, axis in zip(low, windows, strict=True))
+        return g[:, top:, left:]
+
+    return seen
+
+
 def by_phases(part: Callable[[tuple[slice, slice], Window], jax.Array], window: Window):
     """The images [N, H, W, C] of a result: put together from the phases of the stride.
 
