@@ -45,9 +45,14 @@ class Axis(NamedTuple):
         return (self.size + self.low + self.high - self.extent) // self.stride + 1
 
     @property
+    def span(self) -> int:
+        """Rows from the start of the first window to that of the last."""
+        return (self.out - 1) * self.stride + 1
+
+    @property
     def covered(self) -> int:
         """Rows from the first that a window reads to the last, padding included."""
-        return (self.out - 1) * self.stride + self.extent
+        return self.span - 1 + self.extent
 
     @property
     def table(self) -> np.ndarray:
@@ -147,9 +152,7 @@ def frame(x: jax.Array, window: Window, value: float = 0.0) -> jax.Array:
 def views(x: jax.Array, axis: Axis, position: int) -> list[jax.Array]:
     """What each tap sees: the framed `x` at every window, along the array's axis `position`."""
     return [
-        lax.slice_in_dim(
-            x, start, start + (axis.out - 1) * axis.stride + 1, axis.stride, axis=position
-        )
+        lax.slice_in_dim(x, start, start + axis.span, axis.stride, axis=position)
         for start in range(0, axis.taps * axis.dilation, axis.dilation)
     ]
 
@@ -165,8 +168,7 @@ def view(x: jax.Array, window: Window, row: jax.Array, column: jax.Array) -> jax
     rows, columns = window
     zero = np.int32(0)
     start = zero, row * rows.dilation, column * columns.dilation, zero
-    spans = [(axis.out - 1) * axis.stride + 1 for axis in window]
-    x = lax.dynamic_slice(x, start, (x.shape[0], *spans, x.shape[3]))
+    x = lax.dynamic_slice(x, start, (x.shape[0], rows.span, columns.span, x.shape[3]))
     return lax.slice(x, (0, 0, 0, 0), x.shape, (1, rows.stride, columns.stride, 1))
 
 
@@ -190,9 +192,9 @@ def taken(x: jax.Array, axis: int, places: np.ndarray) -> jax.Array:
 
 def backwards(axis: Axis) -> Axis:
     """The windows that lead from the results, put `stride` apart, back to the image."""
-    size = (axis.out - 1) * axis.stride + 1
     low = axis.extent - 1 - axis.low
-    return Axis(size, axis.taps, 1, low, axis.size + axis.extent - 1 - size - low, axis.dilation)
+    high = axis.size + axis.extent - 1 - axis.span - low
+    return Axis(axis.span, axis.taps, 1, low, high, axis.dilation)
 
 
 def phases(axis: Axis) -> list[tuple[slice, Axis]]:
