@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 
 from flax_nets import lowering
-from flax_nets.lowering import select
+from flax_nets.layers.norm import _by_batch
+from flax_nets.lowering import moments, select
 from flax_nets.lowering.conv import _xla_to_image, _xla_to_kernel
 from flax_nets.lowering.pool import (
     _cpu_sum,
@@ -544,6 +545,47 @@ def test_global_max():
     assert (np.asarray(spread[0]) == (np.arange(20) == 6).reshape(4, 5, 1)).all()
 
 
+MOMENTS = (moments.covariation, 4), (moments.scaled, 1)  # and the axes of the last operand
+
+
+@pytest.mark.parametrize(("function", "axes"), MOMENTS)
+def test_moment_derivatives(function, axes):
+    """Forward mode, reverse over reverse, forward over reverse and `vmap` agree between forms."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 5, 4, 3), (3,), (2, 5, 4, 3)[4 - axes :]
+    arrays, moved = ([rng.standard_normal(shape) for shape in shapes] for _ in range(2))
+
+    def everything(arrays, moved):
+        gradients = jax.grad(lambda *a: jnp.sin(function(*a)).sum(), (0, 1, 2))
+        inner = lambda *a: sum(jnp.sin(g).sum() for g in gradients(*a))  # noqa: E731
+        both = [jnp.stack(pair) for pair in zip(arrays, moved, strict=True)]
+        return (
+            jax.jvp(function, arrays, moved),
+            jax.jvp(lambda mean: function(arrays[0], mean, arrays[2]), arrays[1:2], moved[1:2]),
+            jax.jvp(gradients, arrays, moved),
+            jax.grad(inner, (0, 1, 2))(*arrays),
+            jax.vmap(gradients)(*both),
+            jax.vmap(gradients, (None, 0, None))(arrays[0], both[1], arrays[2]),
+        )
+
+    results = []
+    for form in FORMS:
+        with lowering.use(form):
+            results.append(jax.tree.leaves(jax.jit(everything)(arrays, moved)))
+    for plain, fast in zip(*results, strict=True):
+        close(fast, plain, 1e-12)
+
+
+def test_variance():
+    x = np.random.default_rng(0).standard_normal((3, 2, 5, 4, 7)) + 1000
+    for form in FORMS:
+        with lowering.use(form):
+            got = moments.variance(x[0], x[0].mean((0, 1, 2)))
+            close(got, x[0].var((0, 1, 2)), 1e-12)
+            got = jax.vmap(moments.variance)(x, x.mean((1, 2, 3)))
+            close(got, x.var((1, 2, 3)), 1e-12)
+
+
 def test_sixteen_bits():
     """Means are summed in float32, and everything keeps its type."""
     x = np.random.default_rng(0).uniform(1, 2, (2, 32, 32, 3))
@@ -572,6 +614,11 @@ def network(x, kernels):
     x = lowering.avg_pool(x, window=2, padding=1)
     x = lowering.conv(x, kernels["pointwise"])
     return jnp.sin(lowering.dense(x, kernels["last"])).sum((1, 2, 3))
+
+
+def normalised(x, scale):
+    """[N, 8, 8, 4] normalised by the batch, in one number."""
+    return jnp.sin(_by_batch(x, scale, scale, jnp.asarray(1e-5))[0]).sum()
 
 
 def network_arguments(n=2):
@@ -711,6 +758,29 @@ def test_sharded():
             )
             got = jax.jit(jax.value_and_grad(mapped, 1))(images, weights)
             jax.tree.map(lambda a, b: close(a, b, 1e-9), got, want)
+
+        # a batch is normalised as a whole by the compiler, and piece by piece in `shard_map`
+        from test_lowering import normalised
+        scale = np.arange(1.0, 5)
+        learn = jax.jit(jax.value_and_grad(normalised, (0, 1)))
+        want, (dx, dscale) = learn(x, scale)
+        pieces = [learn(piece, scale) for piece in (x[:2], x[2:])]
+        pieces = jax.tree.map(lambda a, b: a + b, *pieces)
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+            with jax.set_mesh(mesh):
+                images = jax.device_put(x, NamedSharding(mesh, P("data")))
+                weights = jax.device_put(scale, NamedSharding(mesh, P()))
+                got, gradients = learn(images, weights)
+                jax.tree.map(lambda a, b: close(a, b, 1e-9), (got, *gradients), (want, dx, dscale))
+        with jax.set_mesh(mesh):
+            mapped = jax.shard_map(
+                lambda x, scale: jax.lax.psum(normalised(x, scale), "data"),
+                in_specs=(P("data"), P()), out_specs=P(),
+            )
+            got, (_, dscale) = jax.jit(jax.value_and_grad(mapped, (0, 1)))(images, weights)
+            close(got, pieces[0], 1e-9)
+            close(dscale, pieces[1][1], 1e-9)
 
         # float32 puts images side by side, unless the compiler has split them between devices
         from flax_nets import lowering

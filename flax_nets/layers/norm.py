@@ -12,6 +12,7 @@ from flax import nnx
 
 from flax_nets.layers import init
 from flax_nets.layers.container import along_last
+from flax_nets.lowering import moments
 
 
 def accumulation_dtype(dtype: Any) -> Any:
@@ -123,11 +124,9 @@ def _in_training(
 @jax.custom_jvp
 def _by_batch(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: jax.Array) -> tuple:
     """x [..., channels] normalised by its own statistics, and these: mean and variance."""
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    centred = x - along_last(mean, x.ndim)
-    var = jnp.mean(jnp.square(centred), axes)
-    y = centred * along_last(inverse_root(var + eps) * scale, x.ndim)
+    mean = jnp.mean(x, range(x.ndim - 1))
+    var = moments.variance(x, mean)
+    y = moments.scaled(x, mean, inverse_root(var + eps) * scale)
     return y + along_last(bias, x.ndim), mean, var
 
 
@@ -141,14 +140,13 @@ def _by_batch_slope(primals: tuple, tangents: tuple) -> tuple:
     x, scale, bias, eps = primals
     dx, dscale, dbias, _ = tangents
     y, mean, var = _by_batch(x, scale, bias, eps)
-    axes = tuple(range(x.ndim - 1))
-    centred = x - along_last(mean, x.ndim)
     inverse = inverse_root(var + eps)
-    dmean, covariance = jnp.mean(dx, axes), jnp.mean(centred * dx, axes)
+    dmean = jnp.mean(dx, range(x.ndim - 1))
+    covariance = moments.covariation(x, mean, dx) / math.prod(x.shape[:-1])
     factor = inverse * scale
     dy = dx * along_last(factor, x.ndim) + along_last(dbias - factor * dmean, x.ndim)
     turn = inverse * dscale - factor * jnp.square(inverse) * covariance
-    return (y, mean, var), (dy + centred * along_last(turn, x.ndim), dmean, 2 * covariance)
+    return (y, mean, var), (dy + moments.scaled(x, mean, turn), dmean, 2 * covariance)
 
 
 class LayerNorm(nnx.Module):

@@ -1,0 +1,110 @@
+"""Sums of deviations from a mean, channel by channel, as batch norm needs them.
+
+Where several operations read what deviates from the mean, XLA's CPU backend writes it down first,
+as large as the images. Here it makes it anew inside each sum (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import ad
+
+from flax_nets.lowering import select
+
+
+def variance(x: jax.Array, mean: jax.Array) -> jax.Array:
+    """The mean of (x - mean)^2: x [..., C], mean [C] -> [C]. It has no derivative of its own."""
+    return _bound(variance_p, _variance, x, mean)
+
+
+def covariation(x: jax.Array, mean: jax.Array, d: jax.Array) -> jax.Array:
+    """The sum of (x - mean) * d: x, d [..., C], mean [C] -> [C]."""
+    return _bound(covariation_p, _covariation, x, mean, d)
+
+
+def scaled(x: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
+    """(x - mean) * factor: x [..., C], mean, factor [C] -> [..., C]; `covariation`'s transpose."""
+    return _bound(scaled_p, _scaled, x, mean, factor)
+
+
+def _bound(primitive, plain: Callable, *arrays: jax.Array) -> jax.Array:
+    form = select.current()
+    return plain(*arrays) if form == "xla" else primitive.bind(*select.agree(*arrays), form=form)
+
+
+def _along(vector, x):
+    """[C] beside x [..., C]."""
+    return lax.broadcast_in_dim(vector, (1,) * (x.ndim - 1) + vector.shape, (x.ndim - 1,))
+
+
+def _total(x):
+    return x.sum(range(x.ndim - 1))
+
+
+def _variance(x, mean):
+    return _total(jnp.square(x - _along(mean, x))) / math.prod(x.shape[:-1])
+
+
+def _covariation(x, mean, d):
+    return _total((x - _along(mean, x)) * d)
+
+
+def _scaled(x, mean, factor):
+    return (x - _along(mean, x)) * _along(factor, x)
+
+
+def _define(name: str, plain: Callable, fast: Callable):
+    def batch(arrays, mapped, primitive, **params):
+        axes = [0 if is_mapped else None for is_mapped in mapped]
+        return jax.vmap(plain, axes)(*arrays)
+
+    return select.define(name, plain, fast, batch)
+
+
+variance_p = _define("variance", _variance, functools.partial(select.whole, _variance))
+covariation_p = _define("covariation", _covariation, functools.partial(select.whole, _covariation))
+scaled_p = _define("scaled_deviation", _scaled, _scaled)
+
+
+def _linear_twice(primitive, partner, back: Callable):
+    """Derivatives of a function of (x, mean, a), linear in x and mean together, and in a.
+
+    Args:
+      partner: its transpose with respect to a.
+      back: (cotangent, x, a) -> the transpose with respect to x.
+    """
+
+    def tangent(primals, tangents, **params):
+        *deviation, a = primals
+        *moved, da = tangents
+        parts = []
+        if not isinstance(da, ad.Zero):
+            parts.append(primitive.bind(*deviation, da, **params))
+        if not all(isinstance(t, ad.Zero) for t in moved):
+            parts.append(primitive.bind(*map(ad.instantiate_zeros, moved), a, **params))
+        return primitive.bind(*primals, **params), sum(parts[1:], parts[0])
+
+    def transpose(ct, x, mean, a, **params):
+        if isinstance(ct, ad.Zero):
+            return None, None, None
+        if ad.is_undefined_primal(a):
+            return None, None, partner.bind(x, mean, ct, **params)
+        dx = back(ct, x, a)
+        return (
+            dx if ad.is_undefined_primal(x) else None,
+            -_total(dx) if ad.is_undefined_primal(mean) else None,
+            None,
+        )
+
+    ad.primitive_jvps[primitive] = tangent
+    ad.primitive_transposes[primitive] = transpose
+
+
+_linear_twice(covariation_p, scaled_p, lambda ct, x, d: d * _along(ct, d))
+_linear_twice(scaled_p, covariation_p, lambda ct, x, factor: ct * _along(factor, ct))
