@@ -19,7 +19,7 @@ from flax_nets.layers.container import Identity, Sequential, along_last, chain, 
 from flax_nets.layers.dropout import Dropout, StochasticDepth
 from flax_nets.layers.inception import BasicConv2d, transform_input
 from flax_nets.layers.linear import Conv, Linear
-from flax_nets.layers.norm import BatchNorm, LayerNorm, LocalResponseNorm
+from flax_nets.layers.norm import BatchNorm, LayerNorm, LocalResponseNorm, batch_moments
 from flax_nets.layers.pool import (
     AdaptiveAvgPool,
     AdaptiveMaxPool,
@@ -44,6 +44,7 @@ __all__ = [
     "Sequential",
     "StochasticDepth",
     "along_last",
+    "batch_moments",
     "chain",
     "choose",
     "flatten",

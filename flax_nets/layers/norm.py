@@ -12,7 +12,9 @@ from flax import nnx
 
 from flax_nets.layers import init
 from flax_nets.layers.container import along_last
-from flax_nets.lowering import moments
+from flax_nets.lowering import moments as lowering
+
+Moments = tuple[jax.Array, jax.Array]  # mean and variance, [channels] each
 
 
 def accumulation_dtype(dtype: Any) -> Any:
@@ -44,6 +46,8 @@ class BatchNorm(nnx.Module):
       affine: whether a scale and a bias per channel are trained. Default True.
       rngs, dtype, param_dtype: as in `Conv`.
 
+    Call: x, and in train mode the batch's own moments where they are known (`batch_moments`).
+
     Raises ValueError in train mode where there is only one value per channel.
     """
 
@@ -66,7 +70,7 @@ class BatchNorm(nnx.Module):
         self.var = init.stat((channels,), 1, rngs, param_dtype)
         self.count = init.stat((), 0, rngs, jnp.int32)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, moments: Moments | None = None) -> jax.Array:
         if x.shape[-1] != self.channels:
             raise ValueError(f"expected {self.channels} channels on the last axis, got {x.shape}")
         wide = accumulation_dtype(x.dtype)
@@ -88,7 +92,7 @@ class BatchNorm(nnx.Module):
         else:
             variables = (self.mean, self.var, self.count)
             kept = [variable[...] for variable in variables]
-            y, *kept = _in_training(x, scale, bias, eps, *kept, momentum=self.momentum)
+            y, *kept = _in_training(x, moments, scale, bias, eps, *kept, momentum=self.momentum)
             for variable, value in zip(variables, kept, strict=True):
                 # `variable[...] = value` asks for shardings: a third of the time of tracing
                 variable.set_value(value)
@@ -98,6 +102,7 @@ class BatchNorm(nnx.Module):
 @functools.partial(jax.jit, static_argnames="momentum")  # traced once for all layers of one shape
 def _in_training(
     x: jax.Array,
+    batch: Moments | None,
     scale: jax.Array,
     bias: jax.Array,
     eps: jax.Array,
@@ -106,47 +111,71 @@ def _in_training(
     count: jax.Array,
     momentum: float | None,
 ) -> tuple:
-    """x [..., channels] normalised by its own statistics, and the running ones that follow them."""
-    y, *batch = _by_batch(x, scale, bias, eps)
+    """x [..., channels] normalised by its own moments, and the running ones that follow them."""
+    batch = batch or _moments(x)
+    y = _normalised(x, *batch, scale, bias, eps)
     count = count + 1
     share: Any = momentum
     if share is None:
         share = 1 / count.astype(batch[0].dtype)
     values = math.prod(x.shape[:-1])
-    batch[1] = batch[1] * (values / (values - 1))
     kept = []
-    for old, new in zip((mean, var), batch, strict=True):
-        new = jax.lax.stop_gradient(new)
+    for old, new, weight in zip((mean, var), batch, (1, values / (values - 1)), strict=True):
+        new = jax.lax.stop_gradient(new) * weight
         kept.append(((1 - share) * old.astype(new.dtype) + share * new).astype(old.dtype))
     return y, *kept, count
 
 
+def batch_moments(x: jax.Array) -> Moments:
+    """Mean and variance of x [..., channels] over all other axes, [channels] each.
+
+    For `BatchNorm`, where several layers normalise the same maps: they are taken once, and so is
+    their share of the gradient.
+    """
+    return _moments(x.astype(accumulation_dtype(x.dtype)))
+
+
 @jax.custom_jvp
-def _by_batch(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: jax.Array) -> tuple:
-    """x [..., channels] normalised by its own statistics, and these: mean and variance."""
+def _moments(x: jax.Array) -> Moments:
     mean = jnp.mean(x, range(x.ndim - 1))
-    var = moments.variance(x, mean)
-    y = moments.scaled(x, mean, inverse_root(var + eps) * scale)
-    return y + along_last(bias, x.ndim), mean, var
+    return mean, lowering.variance(x, mean)
 
 
-@_by_batch.defjvp
-def _by_batch_slope(primals: tuple, tangents: tuple) -> tuple:
+@_moments.defjvp
+def _moments_slope(primals: tuple, tangents: tuple) -> tuple:
+    (x,), (dx,) = primals, tangents
+    mean, var = _moments(x)
+    dvar = lowering.covariation(x, mean, dx) * (2 / math.prod(x.shape[:-1]))
+    return (mean, var), (jnp.mean(dx, range(x.ndim - 1)), dvar)
+
+
+@jax.custom_jvp
+def _normalised(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    eps: jax.Array,
+) -> jax.Array:
+    y = lowering.scaled(x, mean, inverse_root(var + eps) * scale)
+    return y + along_last(bias, x.ndim)
+
+
+@_normalised.defjvp
+def _normalised_slope(primals: tuple, tangents: tuple) -> tuple:
     """With all that is one number per channel multiplied out before it meets the images.
 
     So the way back reads them twice, for the two sums per channel that it needs, and for the
     gradient. What JAX derives from the function reads and writes them more often.
     """
-    x, scale, bias, eps = primals
-    dx, dscale, dbias, _ = tangents
-    y, mean, var = _by_batch(x, scale, bias, eps)
+    x, mean, var, scale, _, eps = primals
+    dx, dmean, dvar, dscale, dbias, _ = tangents
     inverse = inverse_root(var + eps)
-    dmean = jnp.mean(dx, range(x.ndim - 1))
-    covariance = moments.covariation(x, mean, dx) / math.prod(x.shape[:-1])
     factor = inverse * scale
+    turn = inverse * dscale - factor * jnp.square(inverse) * (dvar / 2)
     dy = dx * along_last(factor, x.ndim) + along_last(dbias - factor * dmean, x.ndim)
-    turn = inverse * dscale - factor * jnp.square(inverse) * covariance
-    return (y, mean, var), (dy + moments.scaled(x, mean, turn), dmean, 2 * covariance)
+    return _normalised(*primals), dy + lowering.scaled(x, mean, turn)
 
 
 class LayerNorm(nnx.Module):

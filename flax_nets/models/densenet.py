@@ -45,15 +45,17 @@ class DenseLayer(nnx.Module):
             self.conv1 = layers.Conv(in_channels, growth, 3, padding=1, bias=bias, rngs=rngs)
         self.dropout = layers.Dropout(dropout, rngs=rngs)
 
-    def first(self, *features: jax.Array) -> jax.Array:
+    def first(self, features: Sequence[jax.Array], moments: Sequence | None) -> jax.Array:
         x = jnp.concatenate(features, -1)
-        return self.conv1(relu(self.norm1(x)))
+        if moments:
+            moments = [jnp.concatenate(parts) for parts in zip(*moments, strict=True)]
+        return self.conv1(relu(self.norm1(x, moments)))
 
-    def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
+    def __call__(self, features: Sequence[jax.Array], moments: Sequence | None) -> jax.Array:
         if self.remat and not self.norm1.use_running_average:  # in train mode
-            x = nnx.remat(DenseLayer.first)(self, *features)
+            x = nnx.remat(DenseLayer.first)(self, features, moments)
         else:
-            x = self.first(*features)
+            x = self.first(features, moments)
         if self.bottleneck:
             x = self.conv2(relu(self.norm2(x)))
         return self.dropout(x)
@@ -96,9 +98,11 @@ class DenseBlock(layers.Sequential):
         super().__init__(**made)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        features = [x]
+        features, moments = [x], []
         for layer in self:
-            features.append(layer(features))
+            if not layer.norm1.use_running_average:  # of each map once, for all layers that see it
+                moments.append(layers.batch_moments(features[-1]))
+            features.append(layer(features, moments))
             features[0] = features[0].astype(features[-1].dtype)
         return jnp.concatenate(features, -1)
 
