@@ -25,6 +25,7 @@ matrix unit together.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -43,6 +44,7 @@ from flax_nets.lowering.window import (
     Window,
     around,
     backwards,
+    beside,
     blank,
     by_phases,
     frame,
@@ -184,7 +186,8 @@ def _tpu_to_kernel(x, g, *, window: Window, groups, precision):
     if inputs > 1 and inputs * outputs > 16:
         return dense(x, g)
     places = ((0, 1, 2), (0, 1, 2))
-    product = lax.dot_general(_patches(x, window), g, (places, ((), ())), precision=precision)
+    patches = _sliced_patches(x, window)
+    product = lax.dot_general(patches, g, (places, ((), ())), precision=precision)
     return product.reshape(*window.taps, inputs, outputs)
 
 
@@ -207,9 +210,10 @@ def _lane_blocks(groups: int, shape: tuple[int, ...]) -> int:
 def _dense_forward(x, kernel, window: Window, precision, groups=1):
     if _winograd(x, window, *kernel.shape[2:]):
         return winograd.forward(x, kernel, window, precision)
-    patches = _outside(window) or _few_places(x, kernel, window) or _narrow(kernel)
-    if patches or _flat(window):
+    if _flat(window):
         return _patch_product(x, kernel, window, precision)
+    if _outside(window) or _few_places(x, kernel, window) or _narrow(kernel):
+        return select.whole(_patch_product, x, kernel, window=window, precision=precision)
     return _direct(x, kernel, window, precision)
 
 
@@ -227,7 +231,8 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
     slow = _outside(back) or _naive_stride(g, window)
     if _flat(window) or slow or _few_places(g, kernel, window):
         x = _image(g, kernel, window)
-        return select.transposed(lambda x: _patch_product(x, kernel, window, precision), x, g)
+        seen = product(g, kernel.reshape(-1, kernel.shape[3]), precision, back=True)
+        return select.transposed(lambda x: _sliced_patches(x, window), x, seen)
     if window.stride == (1, 1):
         return _direct(g, lax.rev(kernel, (0, 1)).swapaxes(2, 3), back, precision)
     if g.dtype == jnp.float32 and kernel.shape[2] >= 16:
@@ -253,28 +258,28 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 def _dense_to_kernel(x, g, window: Window, precision, groups=1):
     if _winograd(x, window, x.shape[3], g.shape[3]) and (sums := _winograd_sums(x, g, window)):
         return winograd.to_kernel(x, g, window, precision, sums)
-    if _few_channels(x, g, window):
-        parts = select.parts(x.shape[0], _stride_patch_bytes(window, x.shape[3]))
-        kernel = select.whole(_few_to_kernel, x, g, window=window, precision=precision, parts=parts)
-        kernel = _upright(kernel, g.shape[3]).reshape(window.rows.taps, -1, g.shape[3])
-        kernel = kernel[:, : window.columns.taps * x.shape[3]]
-        return kernel.reshape(*window.taps, x.shape[3], g.shape[3])
-    if _small(window) and not _flat(window):
-        if min(x.shape[3], g.shape[3]) >= MANY:
-            kernel = select.whole(_taps_to_kernel, x, g, window=window, precision=precision)
-            return _upright(kernel, g.shape[3]).reshape(*window.taps, x.shape[3], g.shape[3])
-        parts = select.parts(x.shape[0], _beside_bytes(window, x.shape[3], g.shape[3]))
-        rows = select.whole(_rows_to_kernel, x, g, window=window, precision=precision, parts=parts)
-        if _cotangents_beside(window, x.shape[3], g.shape[3]):
-            rows = _upright(rows, window.columns.taps * g.shape[3])
-            return rows.reshape(*rows.shape[:2], -1, g.shape[3]).swapaxes(1, 2)
-        return _upright(rows, g.shape[3]).reshape(*window.taps, x.shape[3], g.shape[3])
-    if not _flat(window):
+    inputs, outputs = x.shape[3], g.shape[3]
+    if not (_small(window) or _flat(window) or _both(x, g, window) or _few_channels(x, g)):
         places = g.shape[0] * window.out[0] * window.out[1]
         banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
         return _kernel_by_bands(x, g, window, precision, -(-places // BAND) if banded else 1)
-    kernel = select.whole(_patches_product, x, g, window=window, precision=precision)
-    return _upright(kernel, g.shape[3]).reshape(*window.taps, x.shape[3], g.shape[3])
+    inputs, outputs = x.shape[3], g.shape[3]
+    if _both(x, g, window):
+        form, size = _both_to_kernel, _both_bytes(window, inputs, outputs)
+    elif _flat(window) or _few_channels(x, g):
+        form, size = _patches_to_kernel, _patch_bytes(window, inputs)
+    elif min(inputs, outputs) >= MANY:
+        form, size = _taps_to_kernel, 0
+    else:
+        form, size = _rows_to_kernel, _beside_bytes(window, inputs, outputs)
+    parts = select.parts(x.shape[0], size)
+    kernel = select.whole(form, x, g, window=window, precision=precision, parts=parts)
+    if form is _both_to_kernel:
+        return _by_strides(kernel, window, outputs)
+    if form is _rows_to_kernel and _cotangents_beside(window, inputs, outputs):
+        kernel = _upright(kernel, window.columns.taps * outputs)
+        kernel = kernel.reshape(*kernel.shape[:2], -1, outputs)[:, :, ::-1].swapaxes(1, 2)
+    return _upright(kernel, outputs).reshape(*window.taps, inputs, outputs)
 
 
 def _kernel_conv(x, g, window: Window, precision):
@@ -310,29 +315,86 @@ def _kernel_conv(x, g, window: Window, precision):
     return kernel.transpose(1, 2, 0, 3)
 
 
+def _both_to_kernel(x, g, window: Window, precision, parts: int):
+    """One product, with the taps of a row side by side in the images and rows in the cotangent.
+
+    Where there is a stride, the rows of a stride stand beside each other in the images.
+    """
+    rows, columns = window
+    strides, step = _strides(rows), rows.stride
+    places = rows.out + strides - 1
+    high = places * step - rows.size - rows.low
+    blocks = Window(Axis(rows.size, step, step, rows.low, high), columns)
+    apart = Window(Axis(rows.out, strides, 1, strides - 1, strides - 1), Axis(columns.out, 1))
+
+    def product(x, g):
+        x, g = beside(frame(x, blocks), blocks), beside(frame(g, apart), apart)
+        return _product(x, g, precision)
+
+    return select.summed(product, parts, x, g)
+
+
+def _by_strides(kernel, window: Window, outputs: int):
+    """What `_both_to_kernel` makes, [taps of a stride * I, strides * O], as a kernel."""
+    strides = _strides(window.rows)
+    kernel = _upright(kernel, strides * outputs)
+    kernel = kernel.reshape(window.rows.stride, -1, strides, outputs)[:, :, ::-1]
+    kernel = kernel.transpose(2, 0, 1, 3).reshape(strides * window.rows.stride, -1, outputs)
+    return kernel[: window.rows.taps].reshape(*window.taps, -1, outputs)
+
+
+def _both_bytes(window: Window, inputs: int, outputs: int) -> int:
+    """Of what lies side by side for an image, in float32."""
+    rows, columns = window
+    strides = _strides(rows)
+    beside = rows.stride * columns.taps * inputs + strides * outputs
+    return 4 * (rows.out + strides - 1) * columns.out * beside
+
+
+def _strides(rows: Axis) -> int:
+    """How many strides hold the taps."""
+    return -(-rows.taps // rows.stride)
+
+
 def _rows_to_kernel(x, g, window: Window, precision, parts: int):
     """A product for each row of taps, in which its taps lie side by side.
 
     Either the images' columns do, or the cotangent's, a column apart: whichever copies less.
     """
-    wide, cotangents = window.columns.taps, _cotangents_beside(window, x.shape[3], g.shape[3])
+    taps = window.columns.taps
+    cotangents = _cotangents_beside(window, x.shape[3], g.shape[3])
 
     def product(x, g):
         x = frame(x, window)
         if cotangents:
-            moved = [jnp.pad(g, ((0, 0), (0, 0), (j, wide - 1 - j), (0, 0))) for j in range(wide)]
-            g = jnp.concatenate(moved, 3)
+            columns = Axis(window.columns.out, taps, 1, taps - 1, taps - 1)
+            apart = Window(Axis(window.rows.out, 1), columns)
+            g = beside(frame(g, apart), apart)
         else:
-            x = jnp.concatenate(views(x, window.columns, 2), 3)
+            x = _columns_beside(x, window)
         return jnp.stack([_product(row, g, precision) for row in views(x, window.rows, 1)])
 
     return select.summed(product, parts, x, g)
 
 
-def _taps_to_kernel(x, g, window: Window, precision):
+def _columns_beside(x, window: Window):
+    """The framed `x` with the taps of a row side by side: [N, H, W', columns of taps * C]."""
+    return beside(x, Window(Axis(x.shape[1], 1), window.columns))
+
+
+def _taps_to_kernel(x, g, window: Window, precision, parts: int):
     """A product for each tap, in a loop: with many channels rows of taps gain nothing."""
-    x = frame(x, window)
-    return lax.map(lambda place: _product(view(x, window, *place), g, precision), places(window))
+
+    def products(x, g):
+        x = frame(x, window)
+        return lax.map(lambda at: _product(view(x, window, *at), g, precision), places(window))
+
+    return select.summed(products, parts, x, g)
+
+
+def _patches_to_kernel(x, g, window: Window, precision, parts: int):
+    """One product with patches."""
+    return select.summed(lambda x, g: _product(_patches(x, window), g, precision), parts, x, g)
 
 
 def _cotangents_beside(window: Window, inputs: int, outputs: int) -> bool:
@@ -397,44 +459,9 @@ def _upright(kernel, outputs: int):
     return kernel if kernel.shape[-1] == outputs else kernel.swapaxes(-1, -2)
 
 
-def _patches_product(x, g, window: Window, precision):
-    """The kernel's gradient in one product, which sums as XLA's convolution does not: in parts."""
-    return _product(_patches(x, window), g, precision)
-
-
-def _few_to_kernel(x, g, window: Window, precision, parts: int):
-    """A product with patches of a first layer, which end with their rows' last stride."""
-
-    def product(x, g):
-        return _product(_stride_patches(x, window), g, precision)
-
-    return select.summed(product, parts, x, g)
-
-
-def _stride_patches(x, window: Window):
-    """[N, H, W, C] -> [N, H', W', rows of taps * whole strides of columns * C].
-
-    The columns of a stride lie side by side as they are: with few channels, fewer and longer pieces
-    to copy than taps.
-    """
-    step, strides = window.columns.stride, _strides(window)
-    x = frame(x, window)
-    columns = Axis(window.columns.out - 1 + strides, strides)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, columns.size * step - x.shape[2]), (0, 0)))
-    x = x.reshape(*x.shape[:2], columns.size, step * x.shape[3])
-    x = jnp.concatenate(views(x, columns, 2), 3)
-    return jnp.concatenate(views(x, window.rows, 1), 3)
-
-
-def _stride_patch_bytes(window: Window, channels: int) -> int:
-    """Of an image's patches in float32."""
-    (high, wide), rows, step = window.out, window.rows.taps, window.columns.stride
-    return 4 * high * wide * rows * _strides(window) * step * channels
-
-
-def _strides(window: Window) -> int:
-    """How many strides of columns hold the taps."""
-    return -(-window.columns.taps // window.columns.stride)
+def _patch_bytes(window: Window, channels: int) -> int:
+    """Of an image's patches in float32; none where they are the image's own numbers."""
+    return 0 if _flat(window) else 4 * math.prod(window.out + window.taps) * channels
 
 
 def _divisor_up_to(length: int, most: int) -> int:
@@ -566,9 +593,14 @@ def _tap_products(x, kernel, window: Window, precision):
 
 def _patches(x, window: Window):
     """[N, H, W, C] -> [N, H', W', taps * C], the taps in row-major order."""
-    if x.shape[3] in (3, 4) and not _flat(window):  # first layers: rows of taps are longer pieces
-        x = jnp.concatenate(views(frame(x, window), window.columns, 2), 3)
-        return jnp.concatenate(views(x, window.rows, 1), 3)
+    if _flat(window):
+        return _sliced_patches(x, window)
+    x = _columns_beside(frame(x, window), window)
+    return jnp.concatenate(views(x, window.rows, 1), 3)
+
+
+def _sliced_patches(x, window: Window):
+    """The same as slices, whose transpose is fast: that of a gather adds up number by number."""
     if window.taps == (1, 1) or not _flat(window):
         return jnp.concatenate(taps(frame(x, window), window), 3)
     (up, left), (high, wide), channels = window.out, window.taps, x.shape[3]
@@ -652,14 +684,24 @@ def _narrow(kernel) -> bool:
     return kernel.dtype == jnp.float32 and (first or small)
 
 
-def _few_channels(x, g, window: Window) -> bool:
-    """The images of a first layer, whose kernel's gradient takes patches of whole strides.
+def _few_channels(x, g) -> bool:
+    """The images of a first layer. To a single channel XLA's product adds up one by one."""
+    return x.shape[3] <= 4 < g.shape[3]
 
-    Without AVX-512 they take 0.6 of the time for 11x11 taps with a stride of 4, 0.8 for 7x7 with 2,
-    and as much for 3x3. To a single channel XLA's product adds up one by one.
+
+def _both(x, g, window: Window) -> bool:
+    """Many rows of few channels, or a first layer of more than seven rows of taps.
+
+    The rows that a window hangs over are zeros to be multiplied: with 14 rows and 3x3 taps they
+    cost what the form gains.
     """
-    few = x.shape[3] <= 4 < g.shape[3]
-    return few and window.dilation == (1, 1) and not _flat(window)
+    if window.dilation != (1, 1) or _flat(window):
+        return False
+    if _few_channels(x, g):
+        return window.rows.taps > 7
+    narrow = min(x.shape[3], g.shape[3]) in range(32, MANY)
+    tall = window.rows.out >= 8 * (window.rows.taps - 1)
+    return narrow and tall and _small(window) and window.stride == (1, 1)
 
 
 def _naive_stride(g, window: Window) -> bool:

@@ -190,6 +190,26 @@ def taken(x: jax.Array, axis: int, places: np.ndarray) -> jax.Array:
     return lax.gather(x, places, numbers, sizes, mode="promise_in_bounds")
 
 
+def beside(x: jax.Array, window: Window) -> jax.Array:
+    """What all taps see of the framed `x`, side by side: [N, H', W', taps * C], row-major.
+
+    A window's columns are neighbouring numbers of a row. So this is one gather of such pieces,
+    which XLA's CPU backend copies up to five times as fast as it puts slices side by side.
+    """
+    rows, columns = window
+    if window.dilation != (1, 1):
+        return jnp.concatenate(taps(x, window), 3)
+    starts = np.indices(window.out, np.int32) * np.reshape(window.stride, (2, 1, 1))
+    places = np.moveaxis(starts * np.reshape((1, x.shape[3]), (2, 1, 1)), 0, 2)
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(0, 3, 4), collapsed_slice_dims=(), start_index_map=(1, 2)
+    )
+    sizes = (x.shape[0], rows.taps, columns.taps * x.shape[3])
+    x = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+    x = lax.gather(x, places.astype(np.int32), numbers, sizes, mode="promise_in_bounds")
+    return x.reshape(*x.shape[:3], math.prod(sizes[1:]))
+
+
 def backwards(axis: Axis) -> Axis:
     """The windows that lead from the results, put `stride` apart, back to the image."""
     low = axis.extent - 1 - axis.low
