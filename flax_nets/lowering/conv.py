@@ -218,8 +218,12 @@ def _dense_forward(x, kernel, window: Window, precision, groups=1):
 
 
 def _direct(x, kernel, window: Window, precision):
-    form = _tap_products if _many_channels(kernel, window) else _side_by_side
-    return form(x, kernel, window, precision)
+    if not _many_channels(kernel, window):
+        return _side_by_side(x, kernel, window, precision)
+    parts = select.parts(x.shape[0], _patch_bytes(window, x.shape[3]))
+    if window.rows.taps == 1 and parts == 1:
+        return select.whole(_patch_product, x, kernel, window=window, precision=precision)
+    return _tap_products(x, kernel, window, precision)
 
 
 def _dense_to_image(g, kernel, window: Window, precision, groups=1):
@@ -259,16 +263,16 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
     if _winograd(x, window, x.shape[3], g.shape[3]) and (sums := _winograd_sums(x, g, window)):
         return winograd.to_kernel(x, g, window, precision, sums)
     inputs, outputs = x.shape[3], g.shape[3]
-    if not (_small(window) or _flat(window) or _both(x, g, window) or _few_channels(x, g)):
+    many = min(inputs, outputs) >= MANY
+    if _both(x, g, window):
+        form, size = _both_to_kernel, _both_bytes(window, inputs, outputs)
+    elif _flat(window) or _few_channels(x, g) or (many and window.rows.taps == 1):
+        form, size = _patches_to_kernel, _patch_bytes(window, inputs)
+    elif not _small(window):
         places = g.shape[0] * window.out[0] * window.out[1]
         banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
         return _kernel_by_bands(x, g, window, precision, -(-places // BAND) if banded else 1)
-    inputs, outputs = x.shape[3], g.shape[3]
-    if _both(x, g, window):
-        form, size = _both_to_kernel, _both_bytes(window, inputs, outputs)
-    elif _flat(window) or _few_channels(x, g):
-        form, size = _patches_to_kernel, _patch_bytes(window, inputs)
-    elif min(inputs, outputs) >= MANY:
+    elif many:
         form, size = _taps_to_kernel, 0
     else:
         form, size = _rows_to_kernel, _beside_bytes(window, inputs, outputs)
