@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from flax_nets.layers import init
 from flax_nets.layers.container import along_last
 from flax_nets.lowering import moments as lowering
 
-Moments = tuple[jax.Array, jax.Array]  # mean and variance, [channels] each
+Moments = Sequence[jax.Array]  # mean and variance, [channels] each
 
 
 def accumulation_dtype(dtype: Any) -> Any:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
 
@@ -38,25 +37,32 @@ def _bound(primitive, plain: Callable, *arrays: jax.Array) -> jax.Array:
     return plain(*arrays) if form == "xla" else primitive.bind(*select.agree(*arrays), form=form)
 
 
+# In functions of `jax.lax`, which trace sooner than operators: a network has many batch norms.
+
+
 def _along(vector, x):
-    """[C] beside x [..., C]."""
-    return lax.broadcast_in_dim(vector, (1,) * (x.ndim - 1) + vector.shape, (x.ndim - 1,))
+    """[C] as wide as x [..., C]."""
+    return lax.broadcast_in_dim(vector, x.shape, (x.ndim - 1,))
+
+
+def _deviation(x, mean):
+    return lax.sub(x, _along(mean, x))
 
 
 def _total(x):
-    return x.sum(range(x.ndim - 1))
+    return lax.reduce_sum(x, tuple(range(x.ndim - 1)))
 
 
 def _variance(x, mean):
-    return _total(jnp.square(x - _along(mean, x))) / math.prod(x.shape[:-1])
+    return _total(lax.square(_deviation(x, mean))) / math.prod(x.shape[:-1])
 
 
 def _covariation(x, mean, d):
-    return _total((x - _along(mean, x)) * d)
+    return _total(lax.mul(_deviation(x, mean), d))
 
 
 def _scaled(x, mean, factor):
-    return (x - _along(mean, x)) * _along(factor, x)
+    return lax.mul(_deviation(x, mean), _along(factor, x))
 
 
 def _define(name: str, plain: Callable, fast: Callable):

@@ -19,7 +19,8 @@ class DenseLayer(nnx.Module):
 
     With bottleneck=0 the 3x3 alone. Takes the list of all earlier maps of its block.
 
-    Call: features, a list of [N, H, W, channels], `in_channels` together -> [N, H, W, growth].
+    Call: features, a list of [N, H, W, channels], `in_channels` together -> [N, H, W, growth]. In
+    train mode also with the `batch_moments` of each, where they are known.
     Arguments as in `DenseBlock`.
     """
 
@@ -45,13 +46,12 @@ class DenseLayer(nnx.Module):
             self.conv1 = layers.Conv(in_channels, growth, 3, padding=1, bias=bias, rngs=rngs)
         self.dropout = layers.Dropout(dropout, rngs=rngs)
 
-    def first(self, features: Sequence[jax.Array], moments: Sequence | None) -> jax.Array:
+    def first(self, features: Sequence[jax.Array], moments: Sequence) -> jax.Array:
         x = jnp.concatenate(features, -1)
-        if moments:
-            moments = [jnp.concatenate(parts) for parts in zip(*moments, strict=True)]
+        moments = [jnp.concatenate(parts) for parts in zip(*moments, strict=True)]
         return self.conv1(relu(self.norm1(x, moments)))
 
-    def __call__(self, features: Sequence[jax.Array], moments: Sequence | None) -> jax.Array:
+    def __call__(self, features: Sequence[jax.Array], moments: Sequence = ()) -> jax.Array:
         if self.remat and not self.norm1.use_running_average:  # in train mode
             x = nnx.remat(DenseLayer.first)(self, features, moments)
         else:
@@ -100,7 +100,8 @@ class DenseBlock(layers.Sequential):
     def __call__(self, x: jax.Array) -> jax.Array:
         features, moments = [x], []
         for layer in self:
-            if not layer.norm1.use_running_average:  # of each map once, for all layers that see it
+            # of each map once, for all layers that normalise it
+            if not layer.norm1.use_running_average:
                 moments.append(layers.batch_moments(features[-1]))
             features.append(layer(features, moments))
             features[0] = features[0].astype(features[-1].dtype)
