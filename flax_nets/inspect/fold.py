@@ -91,8 +91,8 @@ def _marking(cls: type) -> type:
     def conv(self: Any, x: jax.Array) -> jax.Array:
         return checkpoint_name(cls.__call__(self, x), BEFORE + self._path)
 
-    def norm(self: Any, x: jax.Array) -> jax.Array:
-        return cls.__call__(self, checkpoint_name(x, AFTER + self._path))
+    def norm(self: Any, x: jax.Array, *moments: Any) -> jax.Array:
+        return cls.__call__(self, checkpoint_name(x, AFTER + self._path), *moments)
 
     return type(cls.__name__, (cls,), {"__call__": conv if cls is Conv else norm})
 

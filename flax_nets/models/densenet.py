@@ -98,13 +98,17 @@ class DenseBlock(layers.Sequential):
         super().__init__(**made)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        features, moments = [x], []
+        features: list[jax.Array] = [x]
+        moments: list = []
         for layer in self:
             # of each map once, for all layers that normalise it
             if not layer.norm1.use_running_average:
-                moments.append(layers.batch_moments(features[-1]))
+                new = features[len(moments) :]
+                moments += map(layers.batch_moments, new)
             features.append(layer(features, moments))
-            features[0] = features[0].astype(features[-1].dtype)
+            if features[0].dtype != features[-1].dtype:
+                features[0] = features[0].astype(features[-1].dtype)
+                moments = []
         return jnp.concatenate(features, -1)
 
 
