@@ -557,7 +557,10 @@ def test_moment_derivatives(function, axes):
 
     def everything(arrays, moved):
         gradients = jax.grad(lambda *a: jnp.sin(function(*a)).sum(), (0, 1, 2))
-        inner = lambda *a: sum(jnp.sin(g).sum() for g in gradients(*a))  # noqa: E731
+
+        def inner(*arrays):
+            return sum(jnp.sin(g).sum() for g in gradients(*arrays))
+
         both = [jnp.stack(pair) for pair in zip(arrays, moved, strict=True)]
         return (
             jax.jvp(function, arrays, moved),

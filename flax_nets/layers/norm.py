@@ -13,7 +13,7 @@ from flax import nnx
 
 from flax_nets.layers import init
 from flax_nets.layers.container import along_last
-from flax_nets.lowering import moments as lowering
+from flax_nets.lowering.moments import covariation, scaled, variance
 
 Moments = Sequence[jax.Array]  # mean and variance, [channels] each
 
@@ -139,14 +139,14 @@ def batch_moments(x: jax.Array) -> Moments:
 @jax.custom_jvp
 def _moments(x: jax.Array) -> Moments:
     mean = jnp.mean(x, range(x.ndim - 1))
-    return mean, lowering.variance(x, mean)
+    return mean, variance(x, mean)
 
 
 @_moments.defjvp
 def _moments_slope(primals: tuple, tangents: tuple) -> tuple:
     (x,), (dx,) = primals, tangents
     mean, var = _moments(x)
-    dvar = lowering.covariation(x, mean, dx) * (2 / math.prod(x.shape[:-1]))
+    dvar = covariation(x, mean, dx) * (2 / math.prod(x.shape[:-1]))
     return (mean, var), (jnp.mean(dx, range(x.ndim - 1)), dvar)
 
 
@@ -159,7 +159,7 @@ def _normalised(
     bias: jax.Array,
     eps: jax.Array,
 ) -> jax.Array:
-    y = lowering.scaled(x, mean, inverse_root(var + eps) * scale)
+    y = scaled(x, mean, inverse_root(var + eps) * scale)
     return y + along_last(bias, x.ndim)
 
 
@@ -176,7 +176,7 @@ def _normalised_slope(primals: tuple, tangents: tuple) -> tuple:
     factor = inverse * scale
     turn = inverse * dscale - factor * jnp.square(inverse) * (dvar / 2)
     dy = dx * along_last(factor, x.ndim) + along_last(dbias - factor * dmean, x.ndim)
-    return _normalised(*primals), dy + lowering.scaled(x, mean, turn)
+    return _normalised(*primals), dy + scaled(x, mean, turn)
 
 
 class LayerNorm(nnx.Module):

@@ -277,7 +277,9 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
     else:
         form, size = _rows_to_kernel, _beside_bytes(window, inputs, outputs)
     parts = select.parts(x.shape[0], size)
-    kernel = select.whole(form, x, g, window=window, precision=precision, parts=parts)
+    kernel = select.whole(
+        _in_parts, x, g, form=form, window=window, precision=precision, parts=parts
+    )
     if form is _both_to_kernel:
         return _by_strides(kernel, window, outputs)
     if form is _rows_to_kernel and _cotangents_beside(window, inputs, outputs):
@@ -319,7 +321,12 @@ def _kernel_conv(x, g, window: Window, precision):
     return kernel.transpose(1, 2, 0, 3)
 
 
-def _both_to_kernel(x, g, window: Window, precision, parts: int):
+def _in_parts(x, g, form: Callable, window: Window, precision, parts: int):
+    """The sum of what a form makes of so many parts of the images."""
+    return select.summed(lambda x, g: form(x, g, window, precision), parts, x, g)
+
+
+def _both_to_kernel(x, g, window: Window, precision):
     """One product, with the taps of a row side by side in the images and rows in the cotangent.
 
     Where there is a stride, the rows of a stride stand beside each other in the images.
@@ -330,12 +337,8 @@ def _both_to_kernel(x, g, window: Window, precision, parts: int):
     high = places * step - rows.size - rows.low
     blocks = Window(Axis(rows.size, step, step, rows.low, high), columns)
     apart = Window(Axis(rows.out, strides, 1, strides - 1, strides - 1), Axis(columns.out, 1))
-
-    def product(x, g):
-        x, g = beside(frame(x, blocks), blocks), beside(frame(g, apart), apart)
-        return _product(x, g, precision)
-
-    return select.summed(product, parts, x, g)
+    x, g = beside(frame(x, blocks), blocks), beside(frame(g, apart), apart)
+    return _product(x, g, precision)
 
 
 def _by_strides(kernel, window: Window, outputs: int):
@@ -360,25 +363,19 @@ def _strides(rows: Axis) -> int:
     return -(-rows.taps // rows.stride)
 
 
-def _rows_to_kernel(x, g, window: Window, precision, parts: int):
+def _rows_to_kernel(x, g, window: Window, precision):
     """A product for each row of taps, in which its taps lie side by side.
 
     Either the images' columns do, or the cotangent's, a column apart: whichever copies less.
     """
-    taps = window.columns.taps
-    cotangents = _cotangents_beside(window, x.shape[3], g.shape[3])
-
-    def product(x, g):
-        x = frame(x, window)
-        if cotangents:
-            columns = Axis(window.columns.out, taps, 1, taps - 1, taps - 1)
-            apart = Window(Axis(window.rows.out, 1), columns)
-            g = beside(frame(g, apart), apart)
-        else:
-            x = _columns_beside(x, window)
-        return jnp.stack([_product(row, g, precision) for row in views(x, window.rows, 1)])
-
-    return select.summed(product, parts, x, g)
+    taps, x = window.columns.taps, frame(x, window)
+    if _cotangents_beside(window, x.shape[3], g.shape[3]):
+        columns = Axis(window.columns.out, taps, 1, taps - 1, taps - 1)
+        apart = Window(Axis(window.rows.out, 1), columns)
+        g = beside(frame(g, apart), apart)
+    else:
+        x = _columns_beside(x, window)
+    return jnp.stack([_product(row, g, precision) for row in views(x, window.rows, 1)])
 
 
 def _columns_beside(x, window: Window):
@@ -386,19 +383,15 @@ def _columns_beside(x, window: Window):
     return beside(x, Window(Axis(x.shape[1], 1), window.columns))
 
 
-def _taps_to_kernel(x, g, window: Window, precision, parts: int):
+def _taps_to_kernel(x, g, window: Window, precision):
     """A product for each tap, in a loop: with many channels rows of taps gain nothing."""
-
-    def products(x, g):
-        x = frame(x, window)
-        return lax.map(lambda at: _product(view(x, window, *at), g, precision), places(window))
-
-    return select.summed(products, parts, x, g)
+    x = frame(x, window)
+    return lax.map(lambda place: _product(view(x, window, *place), g, precision), places(window))
 
 
-def _patches_to_kernel(x, g, window: Window, precision, parts: int):
+def _patches_to_kernel(x, g, window: Window, precision):
     """One product with patches."""
-    return select.summed(lambda x, g: _product(_patches(x, window), g, precision), parts, x, g)
+    return _product(_patches(x, window), g, precision)
 
 
 def _cotangents_beside(window: Window, inputs: int, outputs: int) -> bool:

@@ -103,10 +103,9 @@ class DenseBlock(layers.Sequential):
         for layer in self:
             # of each map once, for all layers that normalise it
             if not layer.norm1.use_running_average:
-                new = features[len(moments) :]
-                moments += map(layers.batch_moments, new)
+                moments += map(layers.batch_moments, features[len(moments) :])
             features.append(layer(features, moments))
-            if features[0].dtype != features[-1].dtype:
+            if features[0].dtype != features[-1].dtype:  # the block's input alone
                 features[0] = features[0].astype(features[-1].dtype)
                 moments = []
         return jnp.concatenate(features, -1)
