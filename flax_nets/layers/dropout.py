@@ -25,8 +25,13 @@ class Dropout(nnx.Module):
         if rate > 0:  # no stream where there is nothing to draw: `state` stays free of it
             self.stream = (nnx.Rngs(0) if rngs is None else rngs).dropout.fork()
 
+    @property
+    def active(self) -> bool:
+        """Whether a call drops anything."""
+        return self.rate > 0 and not self.deterministic
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.deterministic or self.rate == 0:
+        if not self.active:
             return x
         if self.rate == 1:
             return jnp.zeros_like(x)

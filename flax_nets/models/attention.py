@@ -31,8 +31,26 @@ def scaled_dot_product(query, key, value, mask=None, score_weights=None, dropout
         hide = mask.dtype == bool
         scores = jnp.where(mask, -jnp.inf, scores) if hide else scores + mask.astype(scores.dtype)
     weights = jax.nn.softmax(scores, -1) if mask is None else masked_softmax(scores)
+    if mask is None and (dropout is None or not dropout.active):
+        return attended(scores, value), weights
     kept = weights if dropout is None else dropout(weights)
     return kept @ value, weights
+
+
+@jax.custom_jvp
+def attended(scores, value):
+    """softmax(scores) @ value: [..., L, S], [..., S, d_v] -> [..., L, d_v].
+
+    Divided after the product, where there are fewer numbers: a ViT-B/16 answers in 0.94 of the time
+    (docs/design.md). A gradient needs the weights, so there they come first.
+    """
+    exponentials = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials @ value / exponentials.sum(-1, keepdims=True)
+
+
+@attended.defjvp
+def _(primals, tangents):
+    return jax.jvp(lambda scores, value: jax.nn.softmax(scores, -1) @ value, primals, tangents)
 
 
 def masked_softmax(scores):
@@ -129,10 +147,9 @@ class MultiHeadAttention(nnx.Module):
         return (x, weights) if need_weights else x
 
     def _fuses(self, q, mask):
-        drops = self.dropout.rate > 0 and not self.dropout.deterministic
         return (
             self.fused
-            and not drops
+            and not self.dropout.active
             and self.head_dim == self.value_head_dim
             and (mask is None or mask.dtype == bool)
             and q.dtype in (jnp.float16, jnp.bfloat16)
