@@ -13,7 +13,7 @@ from flax import nnx
 
 from flax_nets.layers import init
 from flax_nets.layers.container import along_last
-from flax_nets.lowering.moments import covariation, scaled, variance
+from flax_nets.lowering.moments import covariation, moved, scaled, variance
 
 Moments = Sequence[jax.Array]  # mean and variance, [channels] each
 
@@ -122,8 +122,8 @@ def _in_training(
     values = math.prod(x.shape[:-1])
     kept = []
     for old, new, weight in zip((mean, var), batch, (1, values / (values - 1)), strict=True):
-        new = jax.lax.stop_gradient(new) * weight
-        kept.append(((1 - share) * old.astype(new.dtype) + share * new).astype(old.dtype))
+        new = moved(old, jax.lax.stop_gradient(new), 1 - share, share * weight)
+        kept.append(new.astype(old.dtype))
     return y, *kept, count
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
 
@@ -30,6 +32,12 @@ def covariation(x: jax.Array, mean: jax.Array, d: jax.Array) -> jax.Array:
 def scaled(x: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
     """(x - mean) * factor: x [..., C], mean, factor [C] -> [..., C]; `covariation`'s transpose."""
     return _bound(scaled_p, _scaled, x, mean, factor)
+
+
+def moved(old: jax.Array, new: jax.Array, kept: Any, share: Any) -> jax.Array:
+    """kept * old + share * new, two numbers: running statistics [C] and those of a batch -> [C]."""
+    kept, share = (jnp.asarray(number, new.dtype) for number in (kept, share))
+    return _bound(moved_p, _moved, old.astype(new.dtype), new, kept, share)
 
 
 def _bound(primitive, plain: Callable, *arrays: jax.Array) -> jax.Array:
@@ -65,6 +73,19 @@ def _scaled(x, mean, factor):
     return lax.mul(_deviation(x, mean), _along(factor, x))
 
 
+def _moved(old, new, kept, share):
+    return kept * old + share * new
+
+
+def _moved_alike(old, new, kept, share):
+    """With numbers that XLA does not know, so that it compiles one kernel for each length.
+
+    It has constants become part of a kernel, and the unbiased variance's is of the batch's size.
+    """
+    kept, share = lax.optimization_barrier((kept, share))
+    return select.whole(_moved, old, new, kept, share)
+
+
 def _define(name: str, plain: Callable, fast: Callable):
     def batch(arrays, mapped, primitive, **params):
         axes = [0 if is_mapped else None for is_mapped in mapped]
@@ -76,6 +97,14 @@ def _define(name: str, plain: Callable, fast: Callable):
 variance_p = _define("variance", _variance, functools.partial(select.whole, _variance))
 covariation_p = _define("covariation", _covariation, functools.partial(select.whole, _covariation))
 scaled_p = _define("scaled_deviation", _scaled, _scaled)
+moved_p = _define("moved", _moved, _moved_alike)
+
+
+def _moved_tangent(primals, tangents, **_):
+    return jax.jvp(_moved, primals, tuple(map(ad.instantiate_zeros, tangents)))
+
+
+ad.primitive_jvps[moved_p] = _moved_tangent
 
 
 def _linear_twice(primitive, partner, back: Callable):

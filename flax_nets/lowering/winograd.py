@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from flax_nets.lowering import select
-from flax_nets.lowering.window import Window, frame, taken
+from flax_nets.lowering.window import Window, frame_rows, taken
 
 A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
 B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]])
@@ -105,7 +105,7 @@ def _kernel(x, g, window: Window, precision, parts: int, sums: int):
 def _framed(x, window: Window):
     """Padded for whole tiles."""
     rows, columns = (axis._replace(high=axis.high + axis.out % 2) for axis in window)
-    return frame(x, Window(rows, columns))
+    return frame_rows(x, Window(rows, columns))
 
 
 def _cells(matrix, x):
