@@ -142,6 +142,26 @@ def test_score_weights_come_before_the_mask():
     assert error(out[0, 0], wanted @ np.asarray(v[0, 0])) <= OUTPUT
 
 
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_answers_and_gradients_of_a_softmax_s_product(scale):
+    """Its sums divide late where only an answer is asked for, and first for a gradient."""
+    scores, value = jnp.asarray(array(2, 3, 5, 7) * scale), jnp.asarray(array(2, 3, 7, 4, seed=1))
+
+    def plain(scores, value):
+        return jax.nn.softmax(scores, -1) @ value
+
+    def slopes(product):
+        return jax.grad(lambda *a: jnp.sin(product(*a)).sum(), (0, 1))
+
+    def curve(product):
+        return jax.grad(lambda *a: sum(jnp.square(g).sum() for g in slopes(product)(*a)), (0, 1))
+
+    for of, limit in ((lambda product: product, OUTPUT), (slopes, GRADIENT), (curve, GRADIENT)):
+        got, want = (jax.tree.leaves(of(f)(scores, value)) for f in (attention.attended, plain))
+        for one, other in zip(got, want, strict=True):
+            assert error(one, other) <= limit
+
+
 @pytest.mark.parametrize("additive", [False, True])
 def test_a_row_that_sees_nothing_attends_to_nothing(additive):
     """As PyTorch has it without weights, gradients included; the others are untouched."""

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from flax_nets import lowering
 from flax_nets.layers.norm import _moments, _normalised
 from flax_nets.lowering import moments, select
+from flax_nets.lowering import window as windows
 from flax_nets.lowering.conv import _xla_to_image, _xla_to_kernel
 from flax_nets.lowering.pool import (
     _cpu_sum,
@@ -587,6 +588,42 @@ def test_variance():
             close(got, x[0].var((0, 1, 2)), 1e-12)
             got = jax.vmap(moments.variance)(x, x.mean((1, 2, 3)))
             close(got, x.var((1, 2, 3)), 1e-12)
+
+
+def test_running_moments():
+    """In every form, mapped, and with derivatives; new ones of another type than the old."""
+    old, new, kept, share = np.arange(3.0), np.array([1.0, -2.0, 4.0]), 0.75, 0.5
+
+    def everything(*arguments):
+        mapped = jax.vmap(moments.moved, (0, 0, None, 0))
+        two = [jnp.stack([a, a]) for a in map(jnp.asarray, (old, new, share))]
+        return (
+            moments.moved(*arguments),
+            jax.jacrev(moments.moved, (0, 1, 2, 3))(*arguments),
+            jax.jacfwd(moments.moved, (0, 1, 2, 3))(*arguments),
+            mapped(*two[:2], kept, two[2]),
+        )
+
+    want = kept * old + share * new
+    slopes = kept * np.eye(3), share * np.eye(3), old, new
+    for form in FORMS:
+        with lowering.use(form):
+            got = jax.jit(everything)(old, new, kept, share)
+            for one, exact in zip(
+                jax.tree.leaves(got), [want, *slopes, *slopes, [want, want]], strict=True
+            ):
+                close(one, exact, 1e-12)
+            assert moments.moved(jnp.float32(old), new, kept, share).dtype == np.float64
+
+
+@pytest.mark.parametrize("edges", [(1, 1, 1, 1), (0, 2, 3, 0), (-1, 1, 2, -2), (-1, 0, 0, -1)])
+def test_frames_of_rows_are_frames(edges):
+    """Zeros, cropping, and rows that no window reads because of the stride."""
+    top, bottom, left, right = edges
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 9, 3)))
+    rows, columns = windows.Axis(7, 2, 2, top, bottom), windows.Axis(9, 3, 2, left, right)
+    both = windows.Window(rows, columns)
+    np.testing.assert_array_equal(windows.frame_rows(x, both), windows.frame(x, both))
 
 
 def test_sixteen_bits():
