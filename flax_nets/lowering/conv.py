@@ -261,8 +261,10 @@ def _dense_to_image(g, kernel, window: Window, precision, groups=1):
 
 
 def _turned(kernel):
-    """By half a turn, outputs first: [h, w, I, O] -> [h, w, O, I]. Of all taps as one axis, which
-    XLA compiles in half of the time."""
+    """By half a turn, outputs first: [h, w, I, O] -> [h, w, O, I].
+
+    With all taps as one axis, which XLA compiles in half of the time.
+    """
     taps = kernel.reshape(-1, *kernel.shape[2:])[::-1].swapaxes(1, 2)
     return taps.reshape(*kernel.shape[:2], *taps.shape[1:])
 

@@ -1,4 +1,4 @@
-"""Sums of deviations from a mean, channel by channel, as batch norm needs them.
+"""Sums of deviations from a mean, channel by channel, and running ones, as batch norm needs them.
 
 Where several operations read what deviates from the mean, XLA's CPU backend writes it down first,
 as large as the images. Here it makes it anew inside each sum (docs/design.md).
