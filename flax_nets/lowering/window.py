@@ -160,8 +160,9 @@ def frame_rows(x: jax.Array, window: Window) -> jax.Array:
         (axis.low * numbers, (axis.covered - axis.size - axis.low) * numbers, 0)
         for axis, numbers in zip(window, (1, channels), strict=True)
     ]
-    x = lax.pad(x.reshape(*x.shape[:2], -1), jnp.zeros((), x.dtype), [(0, 0, 0), *edges])
-    return x.reshape(*x.shape[:2], -1, channels)
+    x = x.reshape(*x.shape[:2], x.shape[2] * channels)
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges])
+    return x.reshape(*x.shape[:2], window.columns.covered, channels)
 
 
 def views(x: jax.Array, axis: Axis, position: int) -> list[jax.Array]:
