@@ -310,10 +310,7 @@ def _kernel_conv(x, g, window: Window, precision):
             x.transpose(1, 2, 3, 0).reshape(1, x.shape[1], -1, x.shape[0]),  # [1, H, W * I, N]
             g.transpose(1, 2, 0, 3),  # [H', W', N, O]
             (window.rows.dilation, 1),
-            [
-                (axis.low * step, (axis.covered - axis.size - axis.low) * step)
-                for axis, step in zip(window, (1, channels), strict=True)
-            ],
+            [window.rows.edges, tuple(edge * channels for edge in window.columns.edges)],
             rhs_dilation=(window.rows.stride, window.columns.stride * channels),
             dimension_numbers=LAYOUT,
             precision=precision,
@@ -323,7 +320,7 @@ def _kernel_conv(x, g, window: Window, precision):
         x.transpose(3, 1, 2, 0),  # [I, H, W, N]
         g.transpose(1, 2, 0, 3),  # [H', W', N, O]
         window.dilation,
-        [(axis.low, axis.covered - axis.size - axis.low) for axis in window],
+        [axis.edges for axis in window],
         rhs_dilation=window.stride,
         dimension_numbers=LAYOUT,
         precision=precision,

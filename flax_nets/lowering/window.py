@@ -55,6 +55,11 @@ class Axis(NamedTuple):
         return self.span - 1 + self.extent
 
     @property
+    def edges(self) -> tuple[int, int]:
+        """Rows to add before and after the image, so that it has those that windows read."""
+        return self.low, self.covered - self.size - self.low
+
+    @property
     def table(self) -> np.ndarray:
         """[taps, windows]: which row of the framed image a tap of a window reads."""
         rows = np.arange(self.taps)[:, None] * self.dilation
@@ -145,7 +150,7 @@ def blank(g: jax.Array, window: Window, channels: int) -> jax.Array:
 
 def frame(x: jax.Array, window: Window, value: float = 0.0) -> jax.Array:
     """[N, H, W, C] padded with `value`, and cropped to the rows and columns that windows read."""
-    edges = [(axis.low, axis.covered - axis.size - axis.low, 0) for axis in window]
+    edges = [(*axis.edges, 0) for axis in window]
     return lax.pad(x, jnp.asarray(value, x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
 
@@ -156,12 +161,10 @@ def frame_rows(x: jax.Array, window: Window) -> jax.Array:
     it makes the images while it pads them, four axes are faster.
     """
     channels = x.shape[3]
-    edges = [
-        (axis.low * numbers, (axis.covered - axis.size - axis.low) * numbers, 0)
-        for axis, numbers in zip(window, (1, channels), strict=True)
-    ]
+    left, right = (edge * channels for edge in window.columns.edges)
+    edges = [(0, 0, 0), (*window.rows.edges, 0), (left, right, 0)]
     x = x.reshape(*x.shape[:2], x.shape[2] * channels)
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges])
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
     return x.reshape(*x.shape[:2], window.columns.covered, channels)
 
 
