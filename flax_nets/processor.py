@@ -21,6 +21,13 @@ def features() -> str:
     return line[0] if line else ""
 
 
+@functools.cache
+def halves() -> bool:
+    """Whether it computes AVX-512's 512 bits in two halves, as AMD's Zen 4 does (family 25)."""
+    zen4 = r"^vendor_id\s*: AuthenticAMD\ncpu family\s*: 25$"
+    return "avx512f" in features() and bool(re.search(zen4, _cpuinfo(), re.MULTILINE))
+
+
 def _cpuinfo() -> str:
     file = Path("/proc/cpuinfo")
     return file.read_text() if file.exists() else ""

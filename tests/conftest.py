@@ -4,6 +4,7 @@ import jax
 import pytest
 import torch
 
+from flax_nets import processor
 from flax_nets.lowering import select
 
 jax.config.update("jax_enable_x64", True)
@@ -29,8 +30,15 @@ def wide_vectors(monkeypatch):
     yield from _vectors(monkeypatch, wide=True)
 
 
-def _vectors(monkeypatch, wide):
+@pytest.fixture
+def halved_vectors(monkeypatch):
+    """As on one that computes AVX-512 in two halves."""
+    yield from _vectors(monkeypatch, wide=True, halves=True)
+
+
+def _vectors(monkeypatch, wide, halves=False):
     monkeypatch.setattr(select, "wide_vectors", lambda: wide)
+    monkeypatch.setattr(processor, "halves", lambda: halves)
     jax.clear_caches()
     yield
     jax.clear_caches()

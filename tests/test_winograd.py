@@ -115,6 +115,17 @@ def test_chosen_and_near(monkeypatch, narrow_vectors, memory):
 @pytest.mark.parametrize(("channels", "size", "forms"), [(64, 9, 0), (65, 9, 2), (128, 14, 3)])
 def test_wide_vectors(wide_vectors, channels, size, forms):
     """With AVX-512: results and images of more than 64 channels, kernels of more tiles besides."""
+    takes_forms(channels, size, forms)
+
+
+@pytest.mark.parametrize(("channels", "size", "forms"), [(63, 9, 0), (64, 9, 2), (64, 32, 3)])
+def test_halved_vectors(halved_vectors, channels, size, forms):
+    """In halves: from 64 channels on."""
+    takes_forms(channels, size, forms)
+
+
+def takes_forms(channels, size, forms):
+    """So many of a convolution's three are Winograd's, and all are as near as PyTorch's."""
     inputs = arrays(8, size, channels)
     compiled = jax.jit(pull).lower(*inputs).compile()
     text = compiled.as_text()

@@ -634,12 +634,12 @@ def _outside(window: Window) -> bool:
 
 
 def _winograd(x, window: Window, inputs: int, outputs: int) -> bool:
-    """With AVX-512, where additions weigh more, from more than 64 channels on."""
+    """With full-width AVX-512, where additions weigh more, from more than 64 channels on."""
     return (
         x.dtype == jnp.float32
         and window.taps == (3, 3)
         and window.stride == window.dilation == (1, 1)
-        and min(inputs, outputs) >= (65 if select.wide_vectors() else 64)
+        and min(inputs, outputs) >= (65 if select.full_width() else 64)
         and min(window.out) >= 4
         and winograd.cell_bytes(window, inputs + outputs) <= select.MEMORY
     )
@@ -821,11 +821,11 @@ def _group_product(x, kernel, precision, groups):
 def _blocks(groups: int, shape: tuple[int, ...]) -> int:
     """The fewest blocks of groups that stay within 32 channels each, or one for each group.
 
-    Within 16 without AVX-512: 512 channels in 32 groups at 14x14 take 6 ms then and 12 in blocks of
-    32 channels; forward and backward 23 and 38.
+    Within 16 without full-width AVX-512: 512 channels in 32 groups at 14x14 take 6 ms then and 12
+    in blocks of 32 channels; forward and backward 23 and 38.
     """
     width = max(shape[2], shape[3] // groups)
-    most = 32 if select.wide_vectors() else 16
+    most = 32 if select.full_width() else 16
     fitting = [b for b in range(1, groups) if groups % b == 0 and groups // b * width <= most]
     return min(fitting, default=groups)
 

@@ -155,6 +155,11 @@ def wide_vectors() -> bool:
     return "avx512f" in processor.features()
 
 
+def full_width() -> bool:
+    """Whether it also computes all 512 bits at once: in halves, sums cost as without it."""
+    return wide_vectors() and not processor.halves()
+
+
 def alone() -> bool:
     """Whether a form is being lowered for one device, so that it may mix the images of a batch.
 
