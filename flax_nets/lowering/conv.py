@@ -36,7 +36,7 @@ from jax.interpreters import ad
 
 from flax_nets.lowering import select, winograd
 from flax_nets.lowering.dense import equal_parts
-from flax_nets.lowering.product import product
+from flax_nets.lowering.product import added, product
 from flax_nets.lowering.window import (
     Axis,
     Padding,
@@ -415,7 +415,9 @@ def _beside_bytes(window: Window, inputs: int, outputs: int) -> int:
 # puts a kernel's gradient 7 times as far from the truth as PyTorch's; sums of this many at a time
 # bring it as near, and cost no time.
 BAND = 3200
-HALVED = 6000  # places, and numbers of the result: from so many on a product is made of two halves
+# From so many places and numbers of the result on, and up to so many numbers for each place, a
+# product is made of two halves.
+HALVED_PLACES, HALVED, HALVED_SHARE = 1500, 6000, 32
 GROUP_BAND = 512  # for the groups of a 1x1 kernel, whose sums are small
 
 
@@ -447,15 +449,16 @@ def _product(x, g, precision):
     """[..., I], [..., O] of the same places -> [I, O], or [O, I] where that has fewer rows.
 
     Then XLA's product takes 0.5 to 0.9 of the time. In two halves of many places it takes 0.7 to
-    0.9 of that (jax 0.10.2, two cores with AVX-512).
+    0.95 of that (jax 0.10.2, two cores with AVX-512).
     """
     few, many = sorted((a.reshape(-1, a.shape[-1]) for a in (x, g)), key=lambda a: a.shape[1])
     places, size = few.shape[0], few.shape[1] * many.shape[1]
     known = isinstance(places, int) and places % 2 == 0 and select.alone()
-    if not (known and places >= HALVED and size in range(HALVED, 2 * places)):
+    halved = known and places >= HALVED_PLACES and HALVED <= size < HALVED_SHARE * places
+    if not halved:
         return lax.dot_general(few, many, (((0,), (0,)), ((), ())), precision=precision)
     few, many = (a.reshape(2, -1, a.shape[1]) for a in (few, many))
-    return lax.dot_general(few, many, (((1,), (1,)), ((0,), (0,))), precision=precision).sum(0)
+    return added(lax.dot_general(few, many, (((1,), (1,)), ((0,), (0,))), precision=precision))
 
 
 def _upright(kernel, outputs: int):
@@ -600,7 +603,15 @@ def _patches(x, window: Window):
     if _flat(window):
         return _sliced_patches(x, window)
     x = _columns_beside(frame_rows(x, window), window)
-    return jnp.concatenate(views(x, window.rows, 1), 3)
+    if window.rows.taps <= 3:
+        return jnp.concatenate(views(x, window.rows, 1), 3)
+    x = select.whole(_stacked, x, axis=window.rows)
+    return x.reshape(*x.shape[:3], -1)
+
+
+def _stacked(x, axis: Axis):
+    """[N, H', W', taps of a column, ...]: XLA writes more than three sooner than side by side."""
+    return jnp.stack(views(x, axis, 1), 3)
 
 
 def _sliced_patches(x, window: Window):
@@ -799,7 +810,7 @@ def _grouped_to_kernel(x, g, window: Window, precision, groups):
         banded = x.dtype == jnp.float32 and isinstance(x.shape[0], int)
         bands = equal_parts(x.size // x.shape[3], GROUP_BAND) if banded else 1
         x, g = (a.reshape(bands, -1, groups, a.shape[3] // groups) for a in (x, g))
-        kernel = jnp.einsum("bpgi,bpgo->bigo", x, g, precision=precision).sum(0)
+        kernel = added(jnp.einsum("bpgi,bpgo->bigo", x, g, precision=precision))
         return kernel.reshape(1, 1, kernel.shape[0], -1)
     kernel = _kernel(x, g, window, groups)
     blocks = _blocks(groups, kernel.shape)

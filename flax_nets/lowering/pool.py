@@ -113,14 +113,26 @@ TAPS = 25  # of windows whose gradient compiles fast: it looks at each of them b
 
 
 def _cpu_from_winners(x, g, *, window: Window):
-    """Which tap won is kept as a number; each place of the image looks for the windows it won."""
+    """Which tap won is kept as a number; each place of the image looks for the windows it won.
+
+    Both are in memory: XLA would make either anew for each phase that reads it without its frame.
+    """
     if math.prod(window.taps) > TAPS:
         return _from_winners(x, g, window=window, maximum=_xla_max)
+    place = select.whole(_place, x, window=window)
+    return select.whole(_given, g, place, window=window)
+
+
+def _place(x, window: Window):
+    """The number of the tap that wins each window."""
+    return _winners(taps(frame(x, window, -np.inf), window))
+
+
+def _given(g, place, window: Window):
     numbers = np.arange(math.prod(window.taps), dtype=np.int8).reshape(window.taps)
-    place = _winners(taps(frame(x, window, -np.inf), window))
     framed = around(g, window), around(place, window, -1)
 
-    def given(reaching, windows: Window):
+    def part(reaching, windows: Window):
         seen = (taps(a(windows), windows) for a in framed)
         wanted = numbers[reaching][::-1, ::-1].ravel()  # none, where no tap reaches the phase
         zeros = jnp.zeros((g.shape[0], *windows.out, g.shape[3]), g.dtype)
@@ -129,7 +141,7 @@ def _cpu_from_winners(x, g, *, window: Window):
         )
         return sum(won, start=zeros)
 
-    return by_phases(given, window)
+    return by_phases(part, window)
 
 
 def _winners(parts) -> jax.Array:

@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from flax_nets.lowering import select
+from flax_nets.lowering.product import added
 from flax_nets.lowering.window import Window, frame_rows, taken
 
 A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
@@ -95,7 +96,7 @@ def _kernel(x, g, window: Window, precision, parts: int, sums: int):
         left, right = _cells(B.T, x), _cells(A, g)
         left, right = (a.reshape(16 * sums, -1, a.shape[2]) for a in (left, right))
         cells = _products(left, right, 1, 1, precision)
-        return cells.reshape(16, sums, *cells.shape[1:]).sum(1)
+        return added(cells.reshape(16, sums, *cells.shape[1:]), 1)
 
     cells = select.summed(products, parts, _framed(x, window), g)
     kernel = _both(G, x.dtype).T @ cells.reshape(16, -1)
