@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from flax_nets import lowering
+from flax_nets import lowering, processor
 from flax_nets.layers.norm import _moments, _normalised
 from flax_nets.lowering import moments, select
 from flax_nets.lowering import window as windows
@@ -442,6 +442,50 @@ def test_max_pool(data):
     )
 
 
+def test_max_pool_gradient_reads_from_memory():
+    """What leads to winners and cotangents would be made anew for each phase that reads them."""
+
+    def loss(x):
+        return jnp.sin(lowering.max_pool(jnp.sin(x), window=3, stride=2)).sum()
+
+    x = np.zeros((2, 9, 9, 4), np.float32)
+    text = jax.jit(jax.grad(loss)).lower(x).compile().as_text()
+    assert all(re.search(rf"%jit__{name}_\S* = .* call\(", text) for name in ("place", "given"))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "halves"),
+    [
+        ("AuthenticAMD", 25, "avx2 avx512f", True),  # Zen 4
+        ("AuthenticAMD", 25, "avx2", False),  # Zen 3
+        ("AuthenticAMD", 26, "avx2 avx512f", False),
+        ("GenuineIntel", 6, "avx2 avx512f", False),
+    ],
+)
+def test_processors(monkeypatch, vendor, family, flags, halves):
+    told = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: fpu {flags}\n"
+    monkeypatch.setattr(processor, "_cpuinfo", lambda: told)
+    for asked in ("features", "halves"):
+        monkeypatch.setattr(processor, asked, getattr(processor, asked).__wrapped__)
+    assert processor.halves() == halves
+    assert select.wide_vectors() == ("avx512f" in flags)
+    assert select.full_width() == ("avx512f" in flags and not halves)
+
+
+@pytest.mark.parametrize(("shape", "halves"), [((8, 14, 14), 2), ((8, 13, 13), 1)])
+def test_kernel_gradient_in_halves(shape, halves):
+    """Of many places; what reads the gradient adds them."""
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((*shape, 96), np.float32) for _ in range(2))
+    pull = jax.jit(
+        lambda x, g: jax.vjp(lambda k: lowering.conv(x, k), jnp.ones((1, 1, 96, 96), "f"))[1](g)[0]
+    )
+    text = pull.lower(x, g).compile().as_text()
+    assert re.search(rf"%jit__in_parts_\S* = f32\[{halves},96,96\]", text)
+    flat = (a.astype(np.float64).reshape(-1, 96) for a in (x, g))
+    close(pull(x, g)[0, 0], np.einsum("pi,po->io", *flat), 1e-6)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_max_pool_nan(form):
     x = np.random.default_rng(0).standard_normal((1, 7, 7, 2))
@@ -823,7 +867,7 @@ def test_sharded():
             close(dscale, pieces[1][1], 1e-9)
 
         # float32 puts images side by side, unless the compiler has split them between devices
-        from flax_nets import lowering
+        from flax_nets import lowering, processor
         from test_lowering import conv_forms
         conv_forms.WORTH = 0
         side_by_side = []
