@@ -381,14 +381,23 @@ def _first_place(x, *, along: tuple[int, ...]):
     return place
 
 
-SIDE_BY_SIDE = 64  # maxima along a last axis, which vectors make in half of the time
+PLACES = 1 << 24  # which float32 tells apart
 
 
 def _cpu_first_place(x, *, along: tuple[int, ...]):
-    last = x.ndim - 1
-    if last in along and x.shape[last] % SIDE_BY_SIDE == 0:
-        x, along = x.reshape(*x.shape[:last], -1, SIDE_BY_SIDE), (*along, last + 1)
+    """By comparison with `x` in memory: two plain reductions, in a sixth of the time or less."""
+    if select.alone() and math.prod(x.shape[axis] for axis in along) <= PLACES:
+        return select.whole(_first_equal, x, along=along)
     return _first_place(x, along=along)
+
+
+def _first_equal(x, along: tuple[int, ...]):
+    """Places are floating, since XLA's CPU backend is slow to reduce integers."""
+    x = _widened(x)
+    most = jnp.max(x, along, keepdims=True)
+    found = (x == most) | ((x != x) & (most != most))
+    place = jnp.where(found, _places(x, along).astype(x.dtype), np.inf)
+    return jnp.min(place, along).astype(np.int32)
 
 
 def _first_of(x, place, axis: int):
