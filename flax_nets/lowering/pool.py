@@ -129,10 +129,11 @@ def _place(x, window: Window):
 
 
 def _given(g, place, window: Window):
+    """What each place of the image won."""
     numbers = np.arange(math.prod(window.taps), dtype=np.int8).reshape(window.taps)
     framed = around(g, window), around(place, window, -1)
 
-    def part(reaching, windows: Window):
+    def phase(reaching, windows: Window):
         seen = (taps(a(windows), windows) for a in framed)
         wanted = numbers[reaching][::-1, ::-1].ravel()  # none, where no tap reaches the phase
         zeros = jnp.zeros((g.shape[0], *windows.out, g.shape[3]), g.dtype)
@@ -141,7 +142,7 @@ def _given(g, place, window: Window):
         )
         return sum(won, start=zeros)
 
-    return by_phases(part, window)
+    return by_phases(phase, window)
 
 
 def _winners(parts) -> jax.Array:
