@@ -867,7 +867,7 @@ def test_sharded():
             close(dscale, pieces[1][1], 1e-9)
 
         # float32 puts images side by side, unless the compiler has split them between devices
-        from flax_nets import lowering, processor
+        from flax_nets import lowering
         from test_lowering import conv_forms
         conv_forms.WORTH = 0
         side_by_side = []
