@@ -153,10 +153,14 @@ def test_float32_forms_are_exact(data):
     """On small whole numbers, whose sums float32 holds: the forms that float64 does not take."""
     draw = data.draw
     narrow = draw(st.booleans())  # as so few channels are, which patches alone would see
+    wide = draw(st.booleans())
     with (
         mock.patch.object(conv_forms, "WORTH", 0),
         mock.patch.object(conv_forms, "MANY", draw(st.sampled_from([1, 128]))),
         mock.patch.object(conv_forms, "_narrow", lambda kernel: narrow),
+        mock.patch.object(
+            conv_forms, "_wide", lambda x, k, window: wide and window.stride == (1, 1)
+        ),
     ):
         check_float32_drawn(draw)
 
@@ -200,7 +204,6 @@ def test_large_float32_forms_are_exact(shape, taps, outputs, stride):
     [
         pytest.param((2, 36, 36, 64), (1, 1), 96, 1, id="pointwise"),
         pytest.param((2, 67, 67, 128), (3, 3), 130, 2, id="strided"),
-        pytest.param((8, 17, 17, 130), (7, 1), 128, 1, id="a column of taps"),
     ],
 )
 def test_products_go_to_eigen(shape, taps, outputs, stride):
@@ -212,6 +215,26 @@ def test_products_go_to_eigen(shape, taps, outputs, stride):
     assert len(re.findall(r"= f32\S+ dot\(", text)) == 1  # several taps' in a loop
     assert ("while(" in text) == (taps != (1, 1))
     assert "convolution(" not in text and "ynn" not in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "taps", "outputs", "keywords"),
+    [
+        pytest.param((2, 28, 28, 32), (3, 3), 48, {"padding": 1}, id="few channels"),
+        pytest.param((2, 17, 17, 130), (7, 1), 128, {"padding": (3, 0)}, id="a column of taps"),
+        pytest.param((2, 28, 30, 24), (3, 3), 96, {"padding": 2, "dilation": 2}, id="dilated"),
+        pytest.param((1, 40, 30, 40), (3, 3), 64, {"padding": ((0, 0), (2, 1))}, id="uneven"),
+    ],
+)
+def test_convolutions_go_to_eigen(shape, taps, outputs, keywords):
+    """With more rows of zeros than they need: their results are higher than the images."""
+    check_float32(0, shape, taps, outputs, keywords)
+    x, kernel = (jnp.ones(shape, np.float32) for shape in (shape, (*taps, shape[3], outputs)))
+    text = (
+        jax.jit(functools.partial(lowering.conv, **keywords)).lower(x, kernel).compile().as_text()
+    )
+    (result,) = re.findall(r"f32\[\d+,(\d+),.* convolution\(", text)
+    assert int(result) > shape[1] and "ynn" not in text
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from unittest import mock
 
 import hypothesis.strategies as st
 import jax
@@ -47,8 +48,15 @@ def pull(x, kernel, g):
 
 
 @few
-@given(st.tuples(*[st.integers(2, 9)] * 2), st.tuples(edges, edges), st.integers(1, 3))
-def test_all_three_against_xla(size, padding, images):
+@given(
+    st.tuples(*[st.integers(2, 9)] * 2), st.tuples(edges, edges), st.integers(1, 3), st.booleans()
+)
+def test_all_three_against_xla(size, padding, images, one_by_one):
+    with mock.patch.object(winograd, "one_thread", lambda *_: one_by_one):
+        against_xla(size, padding, images)
+
+
+def against_xla(size, padding, images):
     rng = np.random.default_rng(1)
     x, kernel = rng.standard_normal((images, *size, 3)), rng.standard_normal((3, 3, 3, 2))
     assume(all(side + sum(edge) >= 3 for side, edge in zip(size, padding, strict=True)))
@@ -94,19 +102,23 @@ def near(ours, arrays):
     ]
 
 
-@pytest.mark.parametrize("memory", [select.MEMORY, 1 << 18])
-def test_chosen_and_near(monkeypatch, narrow_vectors, memory):
-    """In one piece and image by image.
+@pytest.mark.parametrize(
+    ("memory", "one_by_one"), [(select.MEMORY, False), (select.MEMORY, True), (1 << 18, False)]
+)
+def test_chosen_and_near(monkeypatch, narrow_vectors, memory, one_by_one):
+    """In one piece, product by product and image by image.
 
     On a machine with AVX-512 such a kernel's gradient is farther from the truth, and takes another
     form.
     """
     monkeypatch.setattr(select, "MEMORY", memory)
-    x, kernel, g = arrays()
+    images = 4 if one_by_one else 48  # whose tiles are too many for one thread
+    x, kernel, g = arrays(images)
     compiled = jax.jit(pull).lower(x, kernel, g).compile()
     text = compiled.as_text()
     assert len(re.findall(r"%jit_\S+ = .* call\(", text)) == 3  # each is a function of its own
-    assert ("while(" in text) == (memory < winograd.cell_bytes(make(x.shape, 3, 1, 1, 1), 128) * 4)
+    cells = images * winograd.cell_bytes(make(x.shape, 3, 1, 1, 1), 128)
+    assert ("while(" in text) == (one_by_one or memory < cells)
     found = near(compiled(x, kernel, g), (x, kernel, g))
     assert found[:2] == [True, True]
     assert found[2] or "avx512f" in processor.features()
@@ -140,7 +152,7 @@ def test_kernel_of_four_sums(monkeypatch, wide_vectors, memory, products):
     monkeypatch.setattr(select, "MEMORY", memory)
     inputs = arrays(8, 14, 128)
     compiled = jax.jit(pull).lower(*inputs).compile()
-    text = compiled.as_text()
+    text = jax.jit(lambda *inputs: pull(*inputs)[2]).lower(*inputs).compile().as_text()
     assert re.search(rf"f32\[{products},128,128\]\S* (?:dot|fusion)\(", text)
     assert ("while(" in text) == (products < 64)
     assert near(compiled(*inputs), inputs) == [True, True, True]

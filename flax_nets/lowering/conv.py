@@ -36,7 +36,7 @@ from jax.interpreters import ad
 
 from flax_nets.lowering import select, winograd
 from flax_nets.lowering.dense import equal_parts
-from flax_nets.lowering.product import added, product
+from flax_nets.lowering.product import added, product, rows_of_a_piece
 from flax_nets.lowering.window import (
     Axis,
     Padding,
@@ -219,6 +219,8 @@ def _dense_forward(x, kernel, window: Window, precision, groups=1):
 
 
 def _direct(x, kernel, window: Window, precision):
+    if _wide(x, kernel, window):
+        return _taller(x, kernel, window, precision)
     if not _many_channels(kernel, window):
         return _side_by_side(x, kernel, window, precision)
     parts = select.parts(x.shape[0], _patch_bytes(window, x.shape[3]))
@@ -483,12 +485,12 @@ def _divisor(length: int, wanted: int) -> int:
     return min(fitting, default=min(wanted, length))
 
 
-# XLA's float32 convolution shares its result among the threads in tiles of columns and channels;
+# XLA hands a float32 convolution to YNNPACK, which shares each row of an image among the threads;
 # rows and images come one after the other. So one thread makes 64 channels of images that are 56
 # wide, while the others wait, unless several images stand side by side.
-TILE = 64  # channels, and columns at least
-VOLUME = 36864  # of a tile: its columns times the numbers that each is a sum of
-COLUMNS = 1024  # as many are always enough: the rows that a window sees should fit into a cache
+PIECES = 12  # of a row, at least: the last one is rarely full
+STRIP = 7  # rows at least: those that two strips need are copied
+COLUMNS = 1024  # as many are always enough for images that don't all stand side by side
 WORTH = 1 << 26  # products
 
 
@@ -553,15 +555,17 @@ def _arrangement(x, kernel, window: Window) -> tuple[int, int]:
     if x.dtype != jnp.float32 or not isinstance(images, int) or not select.alone():
         return 1, 1
     products = images * rows.out * columns.out * terms * kernel.shape[3]
-    tile, wide = max(TILE, VOLUME // terms), -(-kernel.shape[3] // TILE)
-    # Rows of 71 or 17 columns leave tiles half empty, and with a stride all tiles are slow.
+    piece, wide = rows_of_a_piece(kernel.shape[3], terms), -(-kernel.shape[3] // 64)
+    # Rows of 71 or 17 columns leave vectors half empty, and with a stride all pieces are slow.
     uneven = columns.stride > 1 or (columns.out % 4 and wide < 4)
-    if products < WORTH or (not uneven and wide * -(-columns.out // tile) >= 4):
+    if products < WORTH or (not uneven and wide * -(-columns.out // piece) >= 4):
         return 1, 1
-    most = max(COLUMNS, 4 * tile) // columns.out
+    wanted = PIECES * piece
+    most = max(COLUMNS, wanted) // columns.out
     together = max(number for number in range(1, max(most, 1) + 1) if images % number == 0)
-    strips = min(-(-4 * tile // (images * columns.out)), rows.out // 8) if together == images else 1
-    return together, max(strips, 1)
+    if together < images:
+        return together, 1
+    return together, max(min(-(-wanted // (images * columns.out)), rows.out // STRIP), 1)
 
 
 def _by_phases(conv: Callable, channels: int, g, kernel, window: Window):
@@ -578,6 +582,23 @@ def _by_phases(conv: Callable, channels: int, g, kernel, window: Window):
         return jnp.zeros((g.shape[0], *windows.out, channels), g.dtype)
 
     return by_phases(part, window)
+
+
+def _taller(x, kernel, window: Window, precision):
+    """XLA's convolution with zeros below the images, so that its result is higher than these.
+
+    Such a one XLA hands to Eigen, which shares images and rows among the threads as well.
+    """
+    x, window = _cropped(x, window)
+    rows = window.rows._replace(high=window.rows.high + _rows_more(window))
+    taller = window._replace(rows=rows)
+    y = _xla_forward(x, kernel, window=taller, groups=1, precision=precision)
+    return y[:, : window.rows.out]
+
+
+def _rows_more(window: Window) -> int:
+    """So that the result is higher than the images, with a stride of 1."""
+    return max(window.rows.size + 1 - window.rows.out, 0)
 
 
 def _patch_product(x, kernel, window: Window, precision):
@@ -686,8 +707,26 @@ def _few_places(y, kernel, window: Window) -> bool:
     )
 
 
+def _wide(x, kernel, window: Window) -> bool:
+    """To 32 channels and more, where Eigen's form is as fast as any other or faster.
+
+    But for sums of many terms to few channels of large images. Small ones are not worth the rows
+    that it makes in vain, nor what it takes to leave these out.
+    """
+    high, wide = window.out
+    few = kernel.shape[3] < 48 and math.prod(kernel.shape[:3]) > 640 and high * wide > 1600
+    return (
+        x.dtype == jnp.float32
+        and window.stride == (1, 1)
+        and kernel.shape[3] >= 32
+        and not few
+        and high * wide * kernel.size >= 1 << 21
+        and 6 * _rows_more(window) <= high
+    )
+
+
 def _many_channels(kernel, window: Window) -> bool:
-    """With a stride, or a row or a column of taps: most others are Winograd's."""
+    """With a stride: most others are Winograd's or Eigen's."""
     many = min(kernel.shape[2:]) >= MANY and _small(window)
     return kernel.dtype == jnp.float32 and many
 

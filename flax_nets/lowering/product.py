@@ -32,8 +32,13 @@ def dot(x, kernel, *, precision, back=False):
 
 def product(x, kernel, precision, back=False):
     """The same, by the faster routine; `back`: x [..., O] @ kernel.T -> [..., I]."""
-    if not _by_eigen(x, kernel, back):
-        return dot(x, kernel, precision=precision, back=back)
+    if _eigen_is_faster(x, kernel, back):
+        return by_eigen(x, kernel, precision, back)
+    return dot(x, kernel, precision=precision, back=back)
+
+
+def by_eigen(x, kernel, precision, back=False):
+    """The same by Eigen's routine."""
     y = lax.conv_general_dilated(
         x.reshape(1, -1, x.shape[-1]),
         kernel[None],
@@ -55,7 +60,27 @@ def added(x, axis: int = 0):
     return sum(others, first)
 
 
-def _by_eigen(x, kernel, back: bool) -> bool:
+# YNNPACK shares a product among the threads in pieces of whole rows. Their number doubles from 64
+# on, until it and the columns', times the terms of a sum, reach this cost, or a piece this size.
+PIECE_ROWS, PIECE_COST, PIECE = 1 << 6, 1 << 16, 1 << 16
+PIECE_TERMS = 1 << 10  # as many terms count
+
+
+def rows_of_a_piece(columns: int, terms: int) -> int:
+    """How many rows of a product [rows, columns] YNNPACK gives to a thread at a time."""
+    rows, terms = PIECE_ROWS, min(terms, PIECE_TERMS)
+    while (rows + columns) * terms < PIECE_COST and rows * columns < PIECE:
+        rows *= 2
+    return rows
+
+
+def one_thread(rows, columns: int, terms: int) -> bool:
+    """Whether a product is one piece, so that the products of a batch keep one thread busy."""
+    known = isinstance(rows, int) and select.alone()
+    return known and rows <= rows_of_a_piece(columns, terms)
+
+
+def _eigen_is_faster(x, kernel, back: bool) -> bool:
     rows, wide = math.prod(x.shape[:-1]), select.wide_vectors()
     if back and wide and kernel.shape[1] <= TERMS:
         return False
