@@ -1,5 +1,7 @@
 """Highway networks: the gates, the sizes of the papers, and training at depths of 50 and 100."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,36 @@ def test_the_linear_carry_may_change_the_width():
     y = with_gate(highway, 0.0)(x)  # T = 1/2
     half = (jnp.maximum(highway.transform(x), 0) + highway.carry(x)) / 2
     np.testing.assert_allclose(y, half, rtol=1e-5, atol=1e-6)
+
+
+def convolutions(function, *arguments):
+    equations = jax.make_jaxpr(function)(*arguments).jaxpr.eqns
+    return sum(equation.primitive.name == "conv" for equation in equations)
+
+
+def test_transform_and_gate_are_one_convolution():
+    """Where both are alike, and nobody watches the calls of each."""
+    x = draw(2, 5, 5, 6)
+    highway = Highway(6, kernel_size=3, rngs=nnx.Rngs(0))
+    apart = jnp.maximum(highway.transform(x), 0), jax.nn.sigmoid(highway.gate(x))
+    y = apart[0] * apart[1] + x * (1 - apart[1])
+    np.testing.assert_allclose(highway(x), y, rtol=1e-5, atol=1e-6)
+    assert convolutions(highway, x) == 1
+    assert flax_nets.features(highway, x, ["gate"])["gate"].shape == x.shape
+    with pytest.raises(ValueError, match="channels last"):
+        highway(x[..., 1:])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"padding": 2, "dilation": 2}, {"bias": False}, {"param_dtype": jnp.bfloat16}]
+)
+def test_other_convolutions_stay_apart(changes):
+    x = draw(2, 5, 5, 6)
+    make = functools.partial(layers.Conv, 6, 6, 3, rngs=nnx.Rngs(0))
+    convs = make(padding=1), make(**{"padding": 1} | changes)
+    assert convolutions(lambda x: layers.side_by_side(x, *convs), x) == 2
+    for y, conv in zip(layers.side_by_side(x, *convs), convs, strict=True):
+        np.testing.assert_array_equal(y, conv(x))
 
 
 @pytest.mark.parametrize("name", ["highway_mlp", "highway19_cifar"])

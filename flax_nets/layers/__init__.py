@@ -18,7 +18,7 @@ from flax_nets.layers.activation import (
 from flax_nets.layers.container import Identity, Sequential, along_last, chain, choose, flatten
 from flax_nets.layers.dropout import Dropout, StochasticDepth
 from flax_nets.layers.inception import BasicConv2d, transform_input
-from flax_nets.layers.linear import Conv, Linear
+from flax_nets.layers.linear import Conv, Linear, side_by_side
 from flax_nets.layers.norm import BatchNorm, LayerNorm, LocalResponseNorm, batch_moments
 from flax_nets.layers.pool import (
     AdaptiveAvgPool,
@@ -55,6 +55,7 @@ __all__ = [
     "init",
     "relu",
     "relu6",
+    "side_by_side",
     "sigmoid",
     "silu",
     "tanh",

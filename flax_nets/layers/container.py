@@ -75,6 +75,11 @@ def each() -> AbstractContextManager[Any]:
     return _each(True)
 
 
+def watched() -> bool:
+    """Whether `each` is in force here."""
+    return bool(_each.value)
+
+
 def _kind(module: Callable) -> Any:
     """What is alike of two modules if one trace serves both."""
     if not isinstance(module, nnx.Module):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from flax_nets import lowering
 from flax_nets.layers import init
-from flax_nets.layers.container import along_last
+from flax_nets.layers.container import along_last, watched
 
 Pair = int | Sequence[int]
 
@@ -78,11 +78,13 @@ class Conv(nnx.Module):
         self.bias = init.param((out_channels,), distribution, rngs, param_dtype) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self._with(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+    def _with(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise ValueError(
                 f"expected images [N, H, W, {self.in_channels}] (channels last), got {x.shape}"
             )
-        kernel = self.kernel[...]
         dtype = self.dtype or kernel.dtype
         y = lowering.conv(
             x.astype(dtype),
@@ -92,8 +94,8 @@ class Conv(nnx.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        if self.bias is not None:
-            y = y + along_last(self.bias[...].astype(dtype), 4)
+        if bias is not None:
+            y = y + along_last(bias.astype(dtype), 4)
         return y
 
     def _padding(self, shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -107,6 +109,28 @@ class Conv(nnx.Module):
             total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
             sides.append((total // 2, total - total // 2))
         return sides[0], sides[1]
+
+
+def side_by_side(x: jax.Array, *convs: Any) -> list[jax.Array]:
+    """[conv(x) for conv in convs]: as one wider convolution, where all are alike.
+
+    It reads the images once, and wider products take less time for each channel. Those who watch
+    the calls (features, summaries, folding) see each of them.
+    """
+    kinds = {_kind(conv) for conv in convs}
+    if len(kinds) > 1 or None in kinds or watched():
+        return [conv(x) for conv in convs]
+    kernel = jnp.concatenate([conv.kernel[...] for conv in convs], 3)
+    bias = None if convs[0].bias is None else jnp.concatenate([conv.bias[...] for conv in convs])
+    return jnp.split(convs[0]._with(x, kernel, bias), len(convs), 3)
+
+
+def _kind(conv: Any) -> tuple[Any, ...] | None:
+    """What is alike of convolutions that may stand side by side; None for other modules."""
+    if type(conv) is not Conv or conv.groups > 1:
+        return None
+    kept = conv.kernel.shape, conv.kernel.dtype, conv.bias is None
+    return *kept, conv.stride, conv.padding, conv.dilation, conv.dtype
 
 
 class Linear(nnx.Module):

@@ -80,8 +80,8 @@ class Highway(nnx.Module):
         init.reinit(self.gate.bias, init.constant(gate_bias), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        transformed = ACTIVATIONS[self.activation](self.transform(x))
-        gate = sigmoid(self.gate(x))
+        transformed, gate = layers.side_by_side(x, self.transform, self.gate)
+        transformed, gate = ACTIVATIONS[self.activation](transformed), sigmoid(gate)
         carried = self.carry(x) if self.linear_carry else x.astype(gate.dtype)
         return transformed * gate + carried * (1 - gate)
 
