@@ -304,7 +304,7 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
 def _kernel_conv(x, g, window: Window, precision):
     """A convolution of the images with the cotangent, images and channels having traded places.
 
-    In float32 the images' channels stand along its columns, so that its result is wide (`TILE`):
+    In float32 the images' channels stand along its columns, so that its result is wide:
     tap by tap, and channel by channel within a tap.
     """
     if x.dtype == jnp.float32 and window.columns.dilation == 1:

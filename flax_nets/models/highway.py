@@ -81,7 +81,8 @@ class Highway(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         transformed, gate = layers.side_by_side(x, self.transform, self.gate)
-        transformed, gate = ACTIVATIONS[self.activation](transformed), sigmoid(gate)
+        transformed = ACTIVATIONS[self.activation](transformed)
+        gate = sigmoid(gate)
         carried = self.carry(x) if self.linear_carry else x.astype(gate.dtype)
         return transformed * gate + carried * (1 - gate)
 
