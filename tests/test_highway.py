@@ -49,12 +49,25 @@ def convolutions(function, *arguments):
 
 
 def test_transform_and_gate_are_one_convolution():
-    """Where both are alike, and nobody watches the calls of each."""
-    x = draw(2, 5, 5, 6)
+    """Where both are alike, and nobody watches the calls of each. In float64, gradients too."""
+    x = draw(2, 5, 5, 6).astype(jnp.float64)
     highway = Highway(6, kernel_size=3, rngs=nnx.Rngs(0))
-    apart = jnp.maximum(highway.transform(x), 0), jax.nn.sigmoid(highway.gate(x))
-    y = apart[0] * apart[1] + x * (1 - apart[1])
-    np.testing.assert_allclose(highway(x), y, rtol=1e-5, atol=1e-6)
+    nnx.update(highway, jax.tree.map(lambda v: v.astype(jnp.float64), nnx.state(highway)))
+
+    def apart(highway, x):
+        gate = jax.nn.sigmoid(highway.gate(x))
+        return jnp.maximum(highway.transform(x), 0) * gate + x * (1 - gate)
+
+    def loss(function):
+        return nnx.value_and_grad(
+            lambda highway, x: (function(highway, x) ** 2).sum(), argnums=(0, 1)
+        )
+
+    ours = jax.tree.leaves(loss(lambda highway, x: highway(x))(highway, x))
+    theirs = jax.tree.leaves(loss(apart)(highway, x))
+    assert len(ours) == 1 + 4 + 1  # the loss, two kernels, two biases, the images
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)
     assert convolutions(highway, x) == 1
     assert flax_nets.features(highway, x, ["gate"])["gate"].shape == x.shape
     with pytest.raises(ValueError, match="channels last"):

@@ -117,15 +117,15 @@ def side_by_side(x: jax.Array, *convs: Any) -> list[jax.Array]:
     It reads the images once, and wider products take less time for each channel. Those who watch
     the calls (features, summaries, folding) see each of them.
     """
-    kinds = {_kind(conv) for conv in convs}
-    if len(kinds) > 1 or None in kinds or watched():
+    settings = {_settings(conv) for conv in convs}
+    if len(settings) > 1 or None in settings or watched():
         return [conv(x) for conv in convs]
     kernel = jnp.concatenate([conv.kernel[...] for conv in convs], 3)
     bias = None if convs[0].bias is None else jnp.concatenate([conv.bias[...] for conv in convs])
     return jnp.split(convs[0]._with(x, kernel, bias), len(convs), 3)
 
 
-def _kind(conv: Any) -> tuple[Any, ...] | None:
+def _settings(conv: Any) -> tuple[Any, ...] | None:
     """What is alike of convolutions that may stand side by side; None for other modules."""
     if type(conv) is not Conv or conv.groups > 1:
         return None
