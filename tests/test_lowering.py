@@ -647,6 +647,52 @@ def test_moment_derivatives(function, axes):
         close(fast, plain, 1e-12)
 
 
+def test_averages_and_products_of_vectors():
+    """In every form, with derivatives of both modes and orders, and mapped."""
+    rng = np.random.default_rng(0)
+    x, a, b = rng.standard_normal((2, 5, 4, 3)), *rng.standard_normal((2, 3))
+
+    def bent(x, a, b):
+        return jnp.sin(moments.times(jnp.cos(moments.average(x)), moments.times(a, b))).sum()
+
+    def plainly(x, a, b):
+        return jnp.sin(jnp.cos(x.mean((0, 1, 2))) * a * b).sum()
+
+    def everything(function):
+        slopes = jax.grad(function, (0, 1, 2))
+        twice = jax.grad(lambda *args: sum(jnp.sin(g).sum() for g in slopes(*args)), (0, 1, 2))
+        pairs = [jnp.stack([array, 2 * array]) for array in (x, a, b)]
+        return (
+            function(x, a, b),
+            twice(x, a, b),
+            jax.jvp(slopes, (x, a, b), (2 * x, b, a)),
+            jax.vmap(slopes)(*pairs),
+            jax.vmap(slopes, (None, 0, None))(x, pairs[1], b),
+        )
+
+    want = jax.tree.leaves(everything(plainly))
+    for form in FORMS:
+        with lowering.use(form):
+            got = jax.tree.leaves(jax.jit(everything, static_argnums=0)(bent))
+        for one, exact in zip(got, want, strict=True):
+            close(one, exact, 1e-12)
+
+
+def test_shared_kernels():
+    """Batch norm's means of so many places and of others are one function of XLA's program."""
+
+    @jax.jit
+    def means(*images):
+        return [moments.average(x) for x in images]
+
+    images = [jnp.ones((2, size, size, 16), jnp.float32) for size in (5, 7, 9)]
+    text = means.lower(*images).as_text()
+    assert text.count("func.func private @_share(") == 1
+    assert text.count("call @_share(") == len(images)
+    compiled = means.lower(*images).compile().as_text()
+    assert compiled.count("to_apply=%_share") == len(images)
+
+
 def test_variance():
     x = np.random.default_rng(0).standard_normal((3, 2, 5, 4, 7)) + 1000
     for form in FORMS:

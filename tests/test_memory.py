@@ -1,13 +1,18 @@
 """Memory kept between the steps of a program."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import optax
 import pytest
 
 import flax_nets
+from flax_nets import train
+from flax_nets.memory import collector_paused
 
 STEPS = """
 import json, resource
@@ -52,3 +57,37 @@ def test_memory_is_left_alone(variable, value, monkeypatch):
     assert flax_nets.keep_memory() == (sys.platform == "linux")
     monkeypatch.setenv(variable, value)
     assert not flax_nets.keep_memory()
+
+
+def test_collector_is_paused_while_tracing():
+    """And runs afterwards, if it did before, whatever happens inside."""
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), collector_paused():
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+        _ = 1 / 0
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_steps_are_traced_without_the_collector():
+    seen = []
+
+    def apply(params, state, x, train=False, rngs=None):
+        seen.append(gc.isenabled())
+        return x @ params["kernel"], state
+
+    optimizer = optax.sgd(0.1)
+    params = {"kernel": jnp.ones((3, 2))}
+    state = train.TrainState.create(params, {}, optimizer)
+    batch = {"image": jnp.ones((4, 3)), "label": jnp.zeros(4, jnp.int32)}
+    train.make_train_step(apply, optimizer)(state, batch)
+    assert seen == [False]
+    assert gc.isenabled()

@@ -30,15 +30,18 @@ def relu(x: jax.Array) -> jax.Array:
     A choice between two arrays is computed once. `jnp.maximum(x, 0)` has one array to read, and
     XLA's CPU backend computes such an operation, and what leads to it, anew for each of its
     readers: down a stage of a ResNet, the sums of all blocks before.
+
+    In functions of `jax.lax`, which trace sooner than operators: a network has many of these.
     """
-    return jnp.where(x <= 0, jnp.zeros_like(x), x)
+    zeros = lax.full_like(x, 0)
+    return lax.select(lax.le(x, zeros), zeros, x)
 
 
 @relu.defjvp
 def _relu_slope(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
-    y = relu(x)
-    return y, jnp.where(y <= 0, jnp.zeros_like(tangent), tangent)
+    y, zeros = relu(x), lax.full_like(tangent, 0)
+    return y, lax.select(lax.le(y, zeros), zeros, tangent)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -67,14 +70,16 @@ def _phi_slope(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 @jax.custom_jvp
 def relu6(x: jax.Array) -> jax.Array:
     """min(max(x, 0), 6), gradient 0 at both ends (`torch.nn.ReLU6`)."""
-    return jnp.where(x <= 0, jnp.zeros_like(x), jnp.minimum(x, 6))  # once, as in `relu`
+    zeros = lax.full_like(x, 0)
+    return lax.select(lax.le(x, zeros), zeros, lax.min(x, lax.full_like(x, 6)))  # as in `relu`
 
 
 @relu6.defjvp
 def _relu6_slope(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
-    y = relu6(x)
-    return y, jnp.where((y <= 0) | (y >= 6), jnp.zeros_like(tangent), tangent)
+    y, zeros = relu6(x), lax.full_like(tangent, 0)
+    outside = lax.bitwise_or(lax.le(y, zeros), lax.ge(y, lax.full_like(y, 6)))
+    return y, lax.select(outside, zeros, tangent)
 
 
 @jax.custom_jvp

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from flax_nets.layers import init
 from flax_nets.layers.container import along_last
-from flax_nets.lowering.moments import covariation, moved, scaled, variance
+from flax_nets.lowering.moments import along, average, covariation, moved, scaled, times, variance
 
 Moments = Sequence[jax.Array]  # mean and variance, [channels] each
 
@@ -30,7 +31,7 @@ def inverse_root(x: jax.Array) -> jax.Array:
     On CPU XLA's float32 `rsqrt`, which it also makes of 1 / sqrt(x), errs to one side, by 1e-8 in
     the mean. Over the layers of a ResNet that adds up to twice PyTorch's distance from float64.
     """
-    return jnp.sqrt(1 / x) if x.dtype == jnp.float32 else jax.lax.rsqrt(x)
+    return lax.sqrt(lax.div(lax.full_like(x, 1), x)) if x.dtype == jnp.float32 else lax.rsqrt(x)
 
 
 class BatchNorm(nnx.Module):
@@ -85,7 +86,7 @@ class BatchNorm(nnx.Module):
         shape = (self.channels,)
         scale = jnp.ones(shape, wide) if self.scale is None else self.scale[...].astype(wide)
         bias = jnp.zeros(shape, wide) if self.bias is None else self.bias[...].astype(wide)
-        eps = jnp.asarray(self.eps, wide)
+        eps = lax.full(shape, self.eps, wide)
         if self.use_running_average:  # as PyTorch rounds it, and one pass less
             mean, var = self.mean[...].astype(wide), self.var[...].astype(wide)
             factor = inverse_root(var + eps) * scale
@@ -112,7 +113,11 @@ def _in_training(
     count: jax.Array,
     momentum: float | None,
 ) -> tuple:
-    """x [..., channels] normalised by its own moments, and the running ones that follow them."""
+    """x [..., channels] normalised by its own moments, and the running ones that follow them.
+
+    What this calls is written in functions of `jax.lax`, which trace in a fraction of the time of
+    operators: a network has many batch norms.
+    """
     batch = batch or _moments(x)
     y = _normalised(x, *batch, scale, bias, eps)
     count = count + 1
@@ -122,7 +127,7 @@ def _in_training(
     values = math.prod(x.shape[:-1])
     kept = []
     for old, new, weight in zip((mean, var), batch, (1, values / (values - 1)), strict=True):
-        new = moved(old, jax.lax.stop_gradient(new), 1 - share, share * weight)
+        new = moved(old, lax.stop_gradient(new), 1 - share, share * weight)
         kept.append(new.astype(old.dtype))
     return y, *kept, count
 
@@ -138,7 +143,7 @@ def batch_moments(x: jax.Array) -> Moments:
 
 @jax.custom_jvp
 def _moments(x: jax.Array) -> Moments:
-    mean = jnp.mean(x, range(x.ndim - 1))
+    mean = average(x)
     return mean, variance(x, mean)
 
 
@@ -147,7 +152,7 @@ def _moments_slope(primals: tuple, tangents: tuple) -> tuple:
     (x,), (dx,) = primals, tangents
     mean, var = _moments(x)
     dvar = covariation(x, mean, dx) * (2 / math.prod(x.shape[:-1]))
-    return (mean, var), (jnp.mean(dx, range(x.ndim - 1)), dvar)
+    return (mean, var), (average(dx), dvar)
 
 
 @jax.custom_jvp
@@ -159,8 +164,8 @@ def _normalised(
     bias: jax.Array,
     eps: jax.Array,
 ) -> jax.Array:
-    y = scaled(x, mean, inverse_root(var + eps) * scale)
-    return y + along_last(bias, x.ndim)
+    y = scaled(x, mean, times(inverse_root(lax.add(var, eps)), scale))
+    return lax.add(y, along(bias, x))
 
 
 @_normalised.defjvp
@@ -172,11 +177,13 @@ def _normalised_slope(primals: tuple, tangents: tuple) -> tuple:
     """
     x, mean, var, scale, _, eps = primals
     dx, dmean, dvar, dscale, dbias, _ = tangents
-    inverse = inverse_root(var + eps)
-    factor = inverse * scale
-    turn = inverse * dscale - factor * jnp.square(inverse) * (dvar / 2)
-    dy = dx * along_last(factor, x.ndim) + along_last(dbias - factor * dmean, x.ndim)
-    return _normalised(*primals), dy + scaled(x, mean, turn)
+    inverse = inverse_root(lax.add(var, eps))
+    factor = times(inverse, scale)
+    bent = lax.mul(lax.mul(factor, lax.square(inverse)), dvar / 2)
+    turn = lax.sub(times(inverse, dscale), bent)
+    shift = lax.sub(dbias, lax.mul(factor, dmean))
+    dy = lax.add(lax.mul(dx, along(factor, x)), along(shift, x))
+    return _normalised(*primals), lax.add(dy, scaled(x, mean, turn))
 
 
 class LayerNorm(nnx.Module):

@@ -136,14 +136,26 @@ def _xla_to_kernel(x, g, **params):
     return select.transposed(lambda kernel: _xla_forward(x, kernel, **params), kernel, g)
 
 
-def _image(g, kernel, window: Window, groups: int = 1, precision=None):
+def _image(g, kernel, window: Window, groups: int = 1):
     """Zeros of the images' type."""
     return blank(g, window, kernel.shape[2] * groups)
 
 
-def _kernel(x, g, window: Window, groups: int = 1, precision=None):
+def _kernel(x, g, window: Window, groups: int = 1):
     """Zeros of the kernel's type."""
-    return lax.full_like(g, 0, shape=(*window.taps, x.shape[3] // groups, g.shape[3]))
+    return lax.full_like(g, 0, shape=_kernel_shape(x, g, window, groups))
+
+
+def _result_shape(x, kernel, window: Window, groups: int, precision):
+    return x.shape[0], *window.out, kernel.shape[3]
+
+
+def _image_shape(g, kernel, window: Window, groups: int, precision):
+    return g.shape[0], window.rows.size, window.columns.size, kernel.shape[2] * groups
+
+
+def _kernel_shape(x, g, window: Window, groups: int, precision=None):
+    return *window.taps, x.shape[3] // groups, g.shape[3]
 
 
 # On a TPU: as its compiler plans them (jax 0.10.2, v5e)
@@ -923,7 +935,7 @@ def _define(
     depthwise: Callable,
     grouped: Callable,
     tpu: Callable,
-    like: Callable | None = None,
+    shape: Callable,
 ):
     def fast(a, b, *, window, groups, precision):
         inputs = a.shape[3] // groups if plain is _xla_to_kernel else b.shape[2]
@@ -942,11 +954,17 @@ def _define(
         arrays = [_together(a) for a in select.broadcast(arrays, mapped)]
         return _apart(primitive.bind(*arrays, groups=groups * size, **params), size)
 
-    return select.define(name, plain, fast, batch, tpu, like)
+    return select.define(name, plain, fast, batch, tpu, shape)
 
 
 forward_p = _define(
-    "conv", _xla_forward, _dense_forward, _depthwise_forward, _grouped_forward, _tpu_forward
+    "conv",
+    _xla_forward,
+    _dense_forward,
+    _depthwise_forward,
+    _grouped_forward,
+    _tpu_forward,
+    _result_shape,
 )
 to_image_p = _define(
     "conv_to_image",
@@ -955,7 +973,7 @@ to_image_p = _define(
     _depthwise_to_image,
     _grouped_to_image,
     _tpu_to_image,
-    _image,
+    _image_shape,
 )
 to_kernel_p = _define(
     "conv_to_kernel",
@@ -964,7 +982,7 @@ to_kernel_p = _define(
     _depthwise_to_kernel,
     _grouped_to_kernel,
     _tpu_to_kernel,
-    _kernel,
+    _kernel_shape,
 )
 ad.defbilinear(
     forward_p,

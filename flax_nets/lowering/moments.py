@@ -19,6 +19,11 @@ from jax.interpreters import ad
 from flax_nets.lowering import select
 
 
+def average(x: jax.Array) -> jax.Array:
+    """Over all axes but the last: x [..., C] -> [C]."""
+    return _bound(average_p, _average, x)
+
+
 def variance(x: jax.Array, mean: jax.Array) -> jax.Array:
     """The mean of (x - mean)^2: x [..., C], mean [C] -> [C]. It has no derivative of its own."""
     return _bound(variance_p, _variance, x, mean)
@@ -32,6 +37,14 @@ def covariation(x: jax.Array, mean: jax.Array, d: jax.Array) -> jax.Array:
 def scaled(x: jax.Array, mean: jax.Array, factor: jax.Array) -> jax.Array:
     """(x - mean) * factor: x [..., C], mean, factor [C] -> [..., C]; `covariation`'s transpose."""
     return _bound(scaled_p, _scaled, x, mean, factor)
+
+
+def times(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a * b of two vectors [C], by a kernel of its own, which all of a length share.
+
+    What reads it would take it in: the momentum of a batch norm's scale, and not that of its bias.
+    """
+    return _bound(times_p, lax.mul, a, b)
 
 
 def moved(old: jax.Array, new: jax.Array, kept: Any, share: Any) -> jax.Array:
@@ -48,21 +61,37 @@ def _bound(primitive, plain: Callable, *arrays: jax.Array) -> jax.Array:
 # In functions of `jax.lax`, which trace sooner than operators: a network has many batch norms.
 
 
-def _along(vector, x):
+def along(vector: jax.Array, x: jax.Array) -> jax.Array:
     """[C] as wide as x [..., C]."""
     return lax.broadcast_in_dim(vector, x.shape, (x.ndim - 1,))
 
 
 def _deviation(x, mean):
-    return lax.sub(x, _along(mean, x))
+    return lax.sub(x, along(mean, x))
 
 
 def _total(x):
     return lax.reduce_sum(x, tuple(range(x.ndim - 1)))
 
 
+def _average(x):
+    return _over(_total(x), _count(x))
+
+
 def _variance(x, mean):
-    return _total(lax.square(_deviation(x, mean))) / math.prod(x.shape[:-1])
+    return _over(_squares(x, mean), _count(x))
+
+
+def _squares(x, mean):
+    return _total(lax.square(_deviation(x, mean)))
+
+
+def _count(x):
+    return jnp.asarray(math.prod(x.shape[:-1]), x.dtype)
+
+
+def _over(total, count):
+    return lax.div(total, lax.broadcast(count, total.shape))
 
 
 def _covariation(x, mean, d):
@@ -70,34 +99,71 @@ def _covariation(x, mean, d):
 
 
 def _scaled(x, mean, factor):
-    return lax.mul(_deviation(x, mean), _along(factor, x))
+    return lax.mul(_deviation(x, mean), along(factor, x))
 
 
 def _moved(old, new, kept, share):
     return kept * old + share * new
 
 
-def _moved_alike(old, new, kept, share):
-    """With numbers that XLA does not know, so that it compiles one kernel for each length.
+# With numbers that XLA does not know, so that it compiles one kernel for each length: it has
+# constants become part of a kernel, and these are of the batch's and the images' size.
 
-    It has constants become part of a kernel, and the unbiased variance's is of the batch's size.
-    """
+
+def _moved_alike(old, new, kept, share):
     kept, share = lax.optimization_barrier((kept, share))
     return select.whole(_moved, old, new, kept, share)
 
 
-def _define(name: str, plain: Callable, fast: Callable):
+def _average_alike(x):
+    return _shared_out(_total(x), x)
+
+
+def _variance_alike(x, mean):
+    return _shared_out(select.whole(_squares, x, mean), x)
+
+
+def _shared_out(total, x):
+    return select.whole(_share, total, lax.optimization_barrier(1 / _count(x)))
+
+
+def _share(total, share):
+    return lax.mul(total, lax.broadcast(share, total.shape))
+
+
+def _define(name: str, plain: Callable, fast: Callable, like: int):
+    """The result has the shape of the array at the place `like`."""
+
+    def shape(*arrays):
+        return arrays[like].shape
+
     def batch(arrays, mapped, primitive, **params):
         axes = [0 if is_mapped else None for is_mapped in mapped]
         return jax.vmap(plain, axes)(*arrays)
 
-    return select.define(name, plain, fast, batch)
+    return select.define(name, plain, fast, batch, shape=shape)
 
 
-variance_p = _define("variance", _variance, functools.partial(select.whole, _variance))
-covariation_p = _define("covariation", _covariation, functools.partial(select.whole, _covariation))
-scaled_p = _define("scaled_deviation", _scaled, _scaled)
-moved_p = _define("moved", _moved, _moved_alike)
+variance_p = _define("variance", _variance, _variance_alike, 1)
+covariation_p = _define(
+    "covariation", _covariation, functools.partial(select.whole, _covariation), 1
+)
+scaled_p = _define("scaled_deviation", _scaled, _scaled, 0)
+moved_p = _define("moved", _moved, _moved_alike, 1)
+times_p = _define("times", lax.mul, functools.partial(select.whole, lax.mul), 0)
+average_p = select.define(
+    "average",
+    _average,
+    _average_alike,
+    lambda arrays, mapped, primitive, **params: jax.vmap(_average)(*arrays),
+    shape=lambda x: x.shape[-1:],
+)
+ad.defbilinear(
+    times_p,
+    lambda ct, a, b, **params: times_p.bind(ct, b, **params),
+    lambda ct, a, b, **params: times_p.bind(a, ct, **params),
+)
+ad.deflinear2(average_p, lambda ct, x, **_: [select.transposed(_average, x.aval, ct)])
 
 
 def _moved_tangent(primals, tangents, **_):
@@ -141,5 +207,5 @@ def _linear_twice(primitive, partner, back: Callable):
     ad.primitive_transposes[primitive] = transpose
 
 
-_linear_twice(covariation_p, scaled_p, lambda ct, x, d: d * _along(ct, d))
-_linear_twice(scaled_p, covariation_p, lambda ct, x, factor: ct * _along(factor, ct))
+_linear_twice(covariation_p, scaled_p, lambda ct, x, d: d * along(ct, d))
+_linear_twice(scaled_p, covariation_p, lambda ct, x, factor: ct * along(factor, ct))

@@ -96,7 +96,12 @@ def _first_max(x, window: Window):
 
 
 def _later_if_greater(first, second):
-    return jnp.where((second > first) | (second != second), second, first)
+    return lax.select(_greater(second, first), second, first)
+
+
+def _greater(second, first):
+    """Or not a number. In functions of `jax.lax`, which trace sooner than operators."""
+    return lax.bitwise_or(lax.gt(second, first), lax.ne(second, second))
 
 
 def _to_winners(x, tangent, *, window: Window, maximum: Callable):
@@ -138,9 +143,10 @@ def _given(g, place, window: Window):
         wanted = numbers[reaching][::-1, ::-1].ravel()  # none, where no tap reaches the phase
         zeros = jnp.zeros((g.shape[0], *windows.out, g.shape[3]), g.dtype)
         won = (
-            jnp.where(where == n, part, 0) for n, part, where in zip(wanted, *seen, strict=False)
+            lax.select(lax.eq(where, lax.full_like(where, n)), part, zeros)
+            for n, part, where in zip(wanted, *seen, strict=False)
         )
-        return sum(won, start=zeros)
+        return functools.reduce(lax.add, won, zeros)
 
     return by_phases(phase, window)
 
@@ -149,9 +155,9 @@ def _winners(parts) -> jax.Array:
     """Whose the first maximum of arrays is, element by element."""
     best, place = parts[0], jnp.zeros(parts[0].shape, np.int8)
     for number, part in enumerate(parts[1:], start=1):
-        later = (part > best) | (part != part)
-        best = jnp.where(later, part, best)
-        place = jnp.where(later, jnp.int8(number), place)
+        later = _greater(part, best)
+        best = lax.select(later, part, best)
+        place = lax.select(later, lax.full_like(place, number), place)
     return place
 
 
@@ -166,12 +172,22 @@ def _fold(arrays, mapped, primitive, **params):
     return select.fold(arrays, [True] * len(arrays), primitive, **params)
 
 
-max_p = select.define("max_pool", _xla_max, _cpu_max, _fold)
+def _result_shape(x, *_, window: Window):
+    return x.shape[0], *window.out, x.shape[3]
+
+
+def _image_shape(x, *_, window: Window):
+    return x.shape[0], window.rows.size, window.columns.size, x.shape[3]
+
+
+_define = functools.partial(select.define, batch=_fold)
+
+max_p = _define("max_pool", _xla_max, _cpu_max, shape=_result_shape)
 to_winners_p, from_winners_p = (
-    select.define(f"max_pool{way.__name__}", functools.partial(way, maximum=_xla_max), fast, _fold)
-    for way, fast in (
-        (_to_winners, functools.partial(_to_winners, maximum=_first_max)),
-        (_from_winners, _cpu_from_winners),
+    _define(f"max_pool{way.__name__}", functools.partial(way, maximum=_xla_max), fast, shape=shape)
+    for way, fast, shape in (
+        (_to_winners, functools.partial(_to_winners, maximum=_first_max), _result_shape),
+        (_from_winners, _cpu_from_winners, _image_shape),
     )
 )
 
@@ -259,12 +275,12 @@ def _cpu_spread(g, *, window: Window):
     return _spread(g, window=window, total=_cpu_sum)
 
 
-sum_p = select.define("sum_pool", _xla_sum, _cpu_sum, _fold)
-spread_p = select.define(
+sum_p = _define("sum_pool", _xla_sum, _cpu_sum, shape=_result_shape)
+spread_p = _define(
     "sum_pool_spread",
     functools.partial(_spread, total=_xla_sum),
     functools.partial(select.whole, _cpu_spread),
-    _fold,
+    shape=_image_shape,
 )
 ad.deflinear2(sum_p, lambda g, x, **params: [spread_p.bind(g, **params)])
 ad.deflinear2(spread_p, lambda x, g, **params: [sum_p.bind(x, **params)])

@@ -78,7 +78,7 @@ def define(
     fast: Callable,
     batch: Callable,
     tpu: Callable | None = None,
-    like: Callable | None = None,
+    shape: Callable | None = None,
 ) -> Primitive:
     """A primitive that is `plain` in general and `fast` on CPU; differentiate it yourself.
 
@@ -89,8 +89,8 @@ def define(
       batch: (arrays, mapped, primitive, **params) -> array with the mapped axis first, as the
         arrays have it that are `mapped`.
       tpu: the same function as a TPU runs it best, where that is not `plain`.
-      like: (*arrays, **params) -> any array of the result's type, where that takes less time to
-        trace than `plain`.
+      shape: (*arrays, **params) -> the result's shape, where its dtype is that of the arrays: all
+        that is asked of them is shapes. Without it `plain` is traced to know.
 
     Bind it with `form=current()`. Neither form is ever differentiated, so both may use anything.
     """
@@ -102,9 +102,11 @@ def define(
 
     @functools.lru_cache(maxsize=4096)  # networks repeat their layers
     def result(avals, params):
+        first, *_ = avals
+        if shape and all(a == jax.core.ShapedArray(a.shape, first.dtype) for a in avals):
+            return jax.core.ShapedArray(shape(*avals, **dict(params)), first.dtype)
         # by tracing, which knows sharded and per-device types as well
-        found = functools.partial(like or plain, **dict(params))
-        return jax.make_jaxpr(found)(*avals).out_avals[0]
+        return jax.make_jaxpr(functools.partial(plain, **dict(params)))(*avals).out_avals[0]
 
     @primitive.def_abstract_eval
     def _(*avals, form, **params):

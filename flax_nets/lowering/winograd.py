@@ -13,6 +13,7 @@ Each of the 16 places of a tile (a cell) is a matrix product over all tiles.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -152,17 +153,18 @@ def _along(matrix, x, axis: int):
     By tables of places and factors, of as few terms as a row has: a sum for each row, put side by
     side, takes XLA twice as long to compile.
     """
-    rows, taps = matrix.shape
+    taps = matrix.shape[1]
     found, factors = _terms(matrix)
     starts = 2 * np.arange((x.shape[axis] - taps) // 2 + 1)
     factors = factors.astype(x.dtype)
-    shape = [rows if i == axis else 1 for i in range(x.ndim + 1)]
     seen = [taken(x, axis, place[:, None] + starts) for place in found.T]
     first, *others = (
-        part if (factor == 1).all() else part * factor.reshape(shape)
+        part
+        if (factor == 1).all()
+        else lax.mul(part, lax.broadcast_in_dim(factor, part.shape, (axis,)))
         for part, factor in zip(seen, factors.T, strict=True)
     )
-    return sum(others, first)
+    return functools.reduce(lax.add, others, first)
 
 
 def _terms(matrix):

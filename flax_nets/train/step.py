@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_nets.memory import collector_paused
 from flax_nets.train import losses
 from flax_nets.train.mesh import spread
 from flax_nets.train.state import LossScale, TrainState, Tree
@@ -102,6 +103,7 @@ def make_train_step(
             value += weight * smoothed(extra, batch["label"], batch["mask"])
         return value / total.astype(value.dtype), (_metrics(value, logits, batch), state)
 
+    @collector_paused()  # while it is traced: afterwards it does not run
     def step(layout: Layout, train_state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if (train_state.ema is None) != (ema_decay is None):
             raise ValueError(
