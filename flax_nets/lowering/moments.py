@@ -131,12 +131,15 @@ def _share(total, share):
     return lax.mul(total, lax.broadcast(share, total.shape))
 
 
-def _define(name: str, plain: Callable, fast: Callable, like: int):
-    """The result has the shape of the array at the place `like`."""
+def _vector(x, *_):
+    return x.shape[-1:]
 
-    def shape(*arrays):
-        return arrays[like].shape
 
+def _images(x, *_):
+    return x.shape
+
+
+def _define(name: str, plain: Callable, fast: Callable, shape: Callable = _vector):
     def batch(arrays, mapped, primitive, **params):
         axes = [0 if is_mapped else None for is_mapped in mapped]
         return jax.vmap(plain, axes)(*arrays)
@@ -144,26 +147,18 @@ def _define(name: str, plain: Callable, fast: Callable, like: int):
     return select.define(name, plain, fast, batch, shape=shape)
 
 
-variance_p = _define("variance", _variance, _variance_alike, 1)
-covariation_p = _define(
-    "covariation", _covariation, functools.partial(select.whole, _covariation), 1
-)
-scaled_p = _define("scaled_deviation", _scaled, _scaled, 0)
-moved_p = _define("moved", _moved, _moved_alike, 1)
-times_p = _define("times", lax.mul, functools.partial(select.whole, lax.mul), 0)
-average_p = select.define(
-    "average",
-    _average,
-    _average_alike,
-    lambda arrays, mapped, primitive, **params: jax.vmap(_average)(*arrays),
-    shape=lambda x: x.shape[-1:],
-)
+average_p = _define("average", _average, _average_alike)
+variance_p = _define("variance", _variance, _variance_alike)
+covariation_p = _define("covariation", _covariation, functools.partial(select.whole, _covariation))
+scaled_p = _define("scaled_deviation", _scaled, _scaled, _images)
+times_p = _define("times", lax.mul, functools.partial(select.whole, lax.mul))
+moved_p = _define("moved", _moved, _moved_alike)
+ad.deflinear2(average_p, lambda ct, x, **_: [select.transposed(_average, x.aval, ct)])
 ad.defbilinear(
     times_p,
     lambda ct, a, b, **params: times_p.bind(ct, b, **params),
     lambda ct, a, b, **params: times_p.bind(a, ct, **params),
 )
-ad.deflinear2(average_p, lambda ct, x, **_: [select.transposed(_average, x.aval, ct)])
 
 
 def _moved_tangent(primals, tangents, **_):
