@@ -884,6 +884,58 @@ def test_export():
     assert counts[0] > 0 and counts[1] == 0
 
 
+def in_a_process(program: str) -> None:
+    """Of its own, where JAX has not begun yet."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": "tests:."},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_exchange_inside_of_loops():
+    """Devices that exchange sums inside of a loop and others outside may wait without end."""
+    program = """
+        import jax, re
+        import jax.numpy as jnp
+        import numpy as np
+        jax.config.update("jax_num_cpu_devices", 2)
+        jax.config.update("jax_enable_x64", True)
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from flax_nets import lowering
+        from test_lowering import close
+        mesh = jax.make_mesh((2,), ("data",))
+        rng = np.random.default_rng(0)
+        some = (  # kernel, further arguments
+            ((3, 3, 128, 128), dict(stride=2, padding=1)),
+            ((7, 1, 128, 128), dict(padding=(3, 0))),
+            ((7, 7, 8, 8), dict(padding=3)),
+            ((3, 3, 4, 128), dict(padding=1, groups=32)),
+            ((3, 3, 16, 512), dict(padding=1, groups=32)),
+        )
+        for shape, more in some:
+            channels = shape[2] * more.get("groups", 1)
+            for dtype in ("float64", "float32"):
+                x = jnp.asarray(rng.standard_normal((4, 32, 32, channels)), dtype)
+                kernel = jnp.asarray(rng.standard_normal(shape), dtype)
+                loss = lambda x, kernel: jnp.sin(lowering.conv(x, kernel, **more)).sum()
+                step = jax.jit(jax.grad(loss, (0, 1)))
+                spread = jax.device_put(x, NamedSharding(mesh, P("data")))
+                whole = jax.device_put(kernel, NamedSharding(mesh, P()))
+                compiled = step.lower(spread, whole).compile()
+                sums = [line for line in compiled.as_text().splitlines() if " all-reduce" in line]
+                assert sums, shape
+                assert not any("while/body" in line for line in sums), shape
+                if dtype == "float64":
+                    for got, want in zip(compiled(spread, whole), step(x, kernel)):
+                        close(got, want, 1e-12)
+    """
+    in_a_process(program)
+
+
 def test_sharded():
     """Images over two devices: compiler-sharded, with explicit types, and in `shard_map`."""
     program = """
@@ -959,14 +1011,7 @@ def test_sharded():
                 close(compiled(images, weights), want, 0)
         assert side_by_side == [True, False, True], side_by_side
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": "tests:."},
-    )
-    assert done.returncode == 0, done.stderr
+    in_a_process(program)
 
 
 def test_choice(monkeypatch):

@@ -136,12 +136,12 @@ def _xla_to_kernel(x, g, **params):
     return select.transposed(lambda kernel: _xla_forward(x, kernel, **params), kernel, g)
 
 
-def _image(g, kernel, window: Window, groups: int = 1):
+def _image(g, kernel, window: Window, groups: int = 1, precision=None):
     """Zeros of the images' type."""
     return blank(g, window, kernel.shape[2] * groups)
 
 
-def _kernel(x, g, window: Window, groups: int = 1):
+def _kernel(x, g, window: Window, groups: int = 1, precision=None):
     """Zeros of the kernel's type."""
     return lax.full_like(g, 0, shape=_kernel_shape(x, g, window, groups))
 
@@ -238,6 +238,8 @@ def _direct(x, kernel, window: Window, precision):
     parts = select.parts(x.shape[0], _patch_bytes(window, x.shape[3]))
     if window.rows.taps == 1 and parts == 1:
         return select.whole(_patch_product, x, kernel, window=window, precision=precision)
+    if not select.alone():
+        return _xla_forward(x, kernel, window=window, groups=1, precision=precision)
     return _tap_products(x, kernel, window, precision)
 
 
@@ -294,9 +296,10 @@ def _dense_to_kernel(x, g, window: Window, precision, groups=1):
         form, size = _patches_to_kernel, _patch_bytes(window, inputs)
     elif not _small(window):
         places = g.shape[0] * window.out[0] * window.out[1]
-        banded = x.dtype == jnp.float32 and isinstance(places, int) and places > 0
+        known = isinstance(places, int) and places > 0 and select.alone()
+        banded = x.dtype == jnp.float32 and known
         return _kernel_by_bands(x, g, window, precision, -(-places // BAND) if banded else 1)
-    elif many:
+    elif many and select.alone():
         form, size = _taps_to_kernel, 0
     else:
         form, size = _rows_to_kernel, _beside_bytes(window, inputs, outputs)
@@ -918,10 +921,15 @@ def _together(a):
 
 
 def _each(dense: Callable, left, right, window: Window, precision):
-    """`dense` for every block: unrolled while that compiles fast, else in a loop."""
+    """`dense` for every block: unrolled while that compiles fast, else in a loop.
+
+    Kernels' gradients over several devices all at once, for they are sums (`select.alone`).
+    """
     if left.shape[0] <= 8:
         pairs = zip(left, right, strict=True)
         return jnp.stack([dense(*pair, window, precision) for pair in pairs])
+    if dense is _dense_to_kernel and not select.alone():
+        return jax.vmap(lambda *pair: dense(*pair, window, precision))(left, right)
     return lax.map(lambda pair: dense(*pair, window, precision), (left, right))
 
 
@@ -936,6 +944,7 @@ def _define(
     grouped: Callable,
     tpu: Callable,
     shape: Callable,
+    like: Callable | None = None,
 ):
     def fast(a, b, *, window, groups, precision):
         inputs = a.shape[3] // groups if plain is _xla_to_kernel else b.shape[2]
@@ -954,7 +963,7 @@ def _define(
         arrays = [_together(a) for a in select.broadcast(arrays, mapped)]
         return _apart(primitive.bind(*arrays, groups=groups * size, **params), size)
 
-    return select.define(name, plain, fast, batch, tpu, shape)
+    return select.define(name, plain, fast, batch, tpu, shape, like)
 
 
 forward_p = _define(
@@ -974,6 +983,7 @@ to_image_p = _define(
     _grouped_to_image,
     _tpu_to_image,
     _image_shape,
+    _image,
 )
 to_kernel_p = _define(
     "conv_to_kernel",
@@ -983,6 +993,7 @@ to_kernel_p = _define(
     _grouped_to_kernel,
     _tpu_to_kernel,
     _kernel_shape,
+    _kernel,
 )
 ad.defbilinear(
     forward_p,

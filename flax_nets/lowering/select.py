@@ -79,6 +79,7 @@ def define(
     batch: Callable,
     tpu: Callable | None = None,
     shape: Callable | None = None,
+    like: Callable | None = None,
 ) -> Primitive:
     """A primitive that is `plain` in general and `fast` on CPU; differentiate it yourself.
 
@@ -91,6 +92,8 @@ def define(
       tpu: the same function as a TPU runs it best, where that is not `plain`.
       shape: (*arrays, **params) -> the result's shape, where its dtype is that of the arrays: all
         that is asked of them is shapes. Without it `plain` is traced to know.
+      like: (*arrays, **params) -> any array of the result's type, traced in place of `plain` where
+        a type tells more than shape and dtype.
 
     Bind it with `form=current()`. Neither form is ever differentiated, so both may use anything.
     """
@@ -106,7 +109,8 @@ def define(
         if shape and all(a == jax.core.ShapedArray(a.shape, first.dtype) for a in avals):
             return jax.core.ShapedArray(shape(*avals, **dict(params)), first.dtype)
         # by tracing, which knows sharded and per-device types as well
-        return jax.make_jaxpr(functools.partial(plain, **dict(params)))(*avals).out_avals[0]
+        found = functools.partial(like or plain, **dict(params))
+        return jax.make_jaxpr(found)(*avals).out_avals[0]
 
     @primitive.def_abstract_eval
     def _(*avals, form, **params):
@@ -166,6 +170,9 @@ def alone() -> bool:
     """Whether a form is being lowered for one device, so that it may mix the images of a batch.
 
     The compiler splits a batch among several devices, and would have them exchange what is mixed.
+    Nor may a loop add up over a batch there: the devices would exchange sums inside of it, which
+    XLA's CPU backend does not put in one order with what they exchange outside, so that they may
+    wait for each other without end (jax 0.10.2 and 0.12).
     """
     return _alone.get()
 
