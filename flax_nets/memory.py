@@ -49,8 +49,8 @@ def keep_memory() -> bool:
 def collector_paused() -> Iterator[None]:
     """Without Python's garbage collector inside, as a decorator too.
 
-    Tracing a network makes some hundred thousand objects that stay. The collector looks through
-    them again and again for what is unused: a fifth to a third of the time of tracing.
+    Tracing a network makes many objects that stay. The collector looks through them again and
+    again for what is unused: a seventh to a third of the time of tracing.
     """
     running = gc.isenabled()
     gc.disable()

@@ -66,7 +66,7 @@ def test_transform_and_gate_are_one_convolution():
     ours = jax.tree.leaves(loss(lambda highway, x: highway(x))(highway, x))
     theirs = jax.tree.leaves(loss(apart)(highway, x))
     assert len(ours) == 1 + 4 + 1  # the loss, two kernels, two biases, the images
-    for mine, other in zip(ours, theirs, strict=True):
+    for mine, other in zip(ours, theirs, strict=True):  # to the limit of float64 in all tests
         np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)
     assert convolutions(highway, x) == 1
     assert flax_nets.features(highway, x, ["gate"])["gate"].shape == x.shape

@@ -899,7 +899,7 @@ def in_a_process(program: str) -> None:
 def test_no_exchange_inside_of_loops():
     """Devices that exchange sums inside of a loop and others outside may wait without end."""
     program = """
-        import jax, re
+        import jax
         import jax.numpy as jnp
         import numpy as np
         jax.config.update("jax_num_cpu_devices", 2)
