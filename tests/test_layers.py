@@ -236,6 +236,44 @@ def test_dropout_keeps_the_mean_and_takes_its_stream_at_construction(cls):
     np.testing.assert_array_equal(one(x), x)
 
 
+def run_program(program: str) -> None:
+    """In a process of its own, where JAX has not yet counted its devices."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_dropout_over_devices():
+    """What two devices drop is what one drops, by the compiler and with explicit types."""
+    program = """
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+        jax.config.update("jax_num_cpu_devices", 2)
+        from flax import nnx
+        from flax_nets import layers
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+        x = np.ones((8, 4, 4, 2), np.float32)
+        for cls in (layers.Dropout, layers.StochasticDepth):
+            dropped = lambda x: jnp.sin(cls(0.5, rngs=nnx.Rngs(0))(x))
+            want = jax.jit(dropped)(x)
+            assert 0 < np.count_nonzero(want) < want.size
+            for kind in (AxisType.Auto, AxisType.Explicit):
+                mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+                with jax.set_mesh(mesh):
+                    images = jax.device_put(x, NamedSharding(mesh, P("data")))
+                    for function in (dropped, jax.jit(dropped)):
+                        found = function(images)
+                        assert np.array_equal(found, want), (cls, kind)
+                        assert found.sharding.spec[0] == "data", found.sharding
+    """
+    run_program(program)
+
+
 @few
 @given(size=st.integers(3, 9), kernel=st.integers(1, 5), stride=st.integers(1, 3))
 def test_same_padding_is_tensorflow_s(size, kernel, stride):
@@ -378,10 +416,4 @@ def test_blocks_of_images_over_devices(name, arguments):
             )
             close(jax.jit(jax.value_and_grad(total))(weights, images))
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_program(program)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Dropout(nnx.Module):
@@ -35,7 +36,9 @@ class Dropout(nnx.Module):
             return x
         if self.rate == 1:
             return jnp.zeros_like(x)
-        keep = jax.random.bernoulli(self.stream(), 1 - self.rate, self._mask_shape(x))
+        shape = self._mask_shape(x)
+        sharding = _as_split(x, shape)
+        keep = jax.random.bernoulli(self.stream(), 1 - self.rate, shape, out_sharding=sharding)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
     def _mask_shape(self, x: jax.Array) -> tuple[int, ...]:
@@ -50,3 +53,11 @@ class StochasticDepth(Dropout):
 
     def _mask_shape(self, x: jax.Array) -> tuple[int, ...]:
         return (x.shape[0],) + (1,) * (x.ndim - 1)
+
+
+def _as_split(x: jax.Array, shape: tuple[int, ...]) -> NamedSharding:
+    """How devices share a mask: as they do `x`, where its type tells (`AxisType.Explicit`)."""
+    sharding = jax.typeof(x).sharding
+    sides = zip(shape, x.shape, sharding.spec, strict=True)
+    spec = PartitionSpec(*(axes if n == of else None for n, of, axes in sides))
+    return NamedSharding(sharding.mesh, spec)
