@@ -287,10 +287,11 @@ def publish(folder: pathlib.Path, rows: Sequence[Row]) -> None:
 
     rows = [row for row in rows if "error" not in row]
     pictures = []
-    for where in dict.fromkeys(timing.key(row)[1:] for row in rows):
+    for own in timing.by_machine(rows):
         name = f"performance{f'-{len(pictures) + 1}' if pictures else ''}.png"
-        plot(folder / name, [row for row in rows if timing.key(row)[1:] == where])
-        pictures.append(f"![Time of ours and of plain XLA over PyTorch's, {where[0]}]({name})")
+        plot(folder / name, own)
+        title = f"Time of ours and of plain XLA over PyTorch's, {own[0]['machine']}"
+        pictures.append(f"![{title}]({name})")
     text = PAGE.format(
         batch=BATCH,
         networks=timing.sections(rows, table),

@@ -219,15 +219,23 @@ def read(path: pathlib.Path) -> list[Row]:
     return list({key(row): row for row in map(json.loads, lines)}.values())
 
 
+def by_machine(rows: Iterable[Row]) -> list[list[Row]]:
+    """What one machine measured with as many threads; of several rows for one job the last."""
+    found: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row["machine"], row["threads"]), {})[row["job"]] = row
+    return [list(own.values()) for own in found.values()]
+
+
 def sections(rows: Sequence[Row], table: Callable[[Sequence[Row]], str]) -> str:
-    """A table for each machine and setting."""
+    """A table for each machine and number of threads."""
     parts = []
-    for where in dict.fromkeys(key(row)[1:] for row in rows):
-        machine, threads, rounds = where
-        own = [row for row in rows if key(row)[1:] == where]
+    for own in by_machine(rows):
+        counts = [row["rounds"] for row in own]
+        rounds = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
         parts.append(
-            f"{machine}; {threads} threads for each framework; medians of {rounds} rounds.\n\n"
-            + table(own)
+            f"{own[0]['machine']}; {own[0]['threads']} threads for each framework; "
+            f"medians of {rounds} rounds.\n\n{table(own)}"
         )
     return "\n\n".join(parts)
 

@@ -124,6 +124,19 @@ def test_networks_end_to_end(tmp_path, capsys):
     assert out.read_text() == before
 
 
+def test_a_table_for_each_machine():
+    """Of what was measured twice the last, whatever the number of rounds."""
+
+    def row(job, rounds, ms, machine="one"):
+        return dict(job=job, machine=machine, threads=2, rounds=rounds, ms=ms)
+
+    rows = [row("a", 3, 1), row("a", 9, 2), row("b", 5, 3), row("a", 3, 4, machine="other")]
+    text = timing.sections(rows, lambda own: " ".join(f"{r['job']}{r['ms']}" for r in own))
+    setting = "2 threads for each framework; medians of"
+    expected = [f"one; {setting} 5 to 9 rounds.", "a2 b3", f"other; {setting} 3 rounds.", "a4"]
+    assert text.split("\n\n") == expected
+
+
 def test_loading_of_checkpoints(monkeypatch):
     def here(code):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
