@@ -2,13 +2,11 @@
 
 import contextlib
 import itertools
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -236,17 +234,6 @@ def test_dropout_keeps_the_mean_and_takes_its_stream_at_construction(cls):
     np.testing.assert_array_equal(one(x), x)
 
 
-def run_program(program: str) -> None:
-    """In a process of its own, where JAX has not yet counted its devices."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_dropout_over_devices():
     """What two devices drop is what one drops, by the compiler and with explicit types."""
     program = """
@@ -271,7 +258,7 @@ def test_dropout_over_devices():
                         assert np.array_equal(found, want), (cls, kind)
                         assert found.sharding.spec[0] == "data", found.sharding
     """
-    run_program(program)
+    programs.run(program)
 
 
 @few
@@ -416,4 +403,4 @@ def test_blocks_of_images_over_devices(name, arguments):
             )
             close(jax.jit(jax.value_and_grad(total))(weights, images))
     """
-    run_program(program)
+    programs.run(program)

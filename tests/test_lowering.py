@@ -2,17 +2,14 @@
 
 import functools
 import importlib
-import os
 import re
-import subprocess
-import sys
-import textwrap
 from unittest import mock
 
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -884,18 +881,6 @@ def test_export():
     assert counts[0] > 0 and counts[1] == 0
 
 
-def in_a_process(program: str) -> None:
-    """Of its own, where JAX has not begun yet."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": "tests:."},
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_no_exchange_inside_of_loops():
     """Devices that exchange sums inside of a loop and others outside may wait without end."""
     program = """
@@ -933,7 +918,7 @@ def test_no_exchange_inside_of_loops():
                     for got, want in zip(compiled(spread, whole), step(x, kernel)):
                         close(got, want, 1e-12)
     """
-    in_a_process(program)
+    programs.run(program)
 
 
 def test_sharded():
@@ -1011,7 +996,7 @@ def test_sharded():
                 close(compiled(images, weights), want, 0)
         assert side_by_side == [True, False, True], side_by_side
     """
-    in_a_process(program)
+    programs.run(program)
 
 
 def test_choice(monkeypatch):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 import timm.utils
 import torch
@@ -336,7 +337,7 @@ else:
 
 def test_four_devices_compute_what_one_does():
     """Batch statistics over the whole batch, gradients summed: nothing in the step knows of it."""
-    subprocess.run([sys.executable, "-W", "error", "-c", ON_A_MESH], check=True, cwd=ROOT)
+    programs.run(ON_A_MESH)
 
 
 @pytest.mark.parametrize(

@@ -869,7 +869,9 @@ def _grouped_to_kernel(x, g, window: Window, precision, groups):
         return kernel.reshape(1, 1, kernel.shape[0], -1)
     kernel = _kernel(x, g, window, groups)
     blocks = _blocks(groups, kernel.shape)
-    merged = _each(_dense_to_kernel, _apart(x, blocks), _apart(g, blocks), window, precision)
+    parts = _apart(x, blocks), _apart(g, blocks)
+    many = lax.map if select.alone() else _at_once  # no sums over a shared batch in a loop
+    merged = _each(_dense_to_kernel, *parts, window, precision, many)
     return select.transposed(lambda kernel: _merged(kernel, groups, blocks), kernel, merged)
 
 
@@ -920,17 +922,16 @@ def _together(a):
     return a.reshape(*a.shape[:3], -1)
 
 
-def _each(dense: Callable, left, right, window: Window, precision):
-    """`dense` for every block: unrolled while that compiles fast, else in a loop.
-
-    Kernels' gradients over several devices all at once, for they are sums (`select.alone`).
-    """
+def _each(dense: Callable, left, right, window: Window, precision, many: Callable = lax.map):
+    """`dense` for every block: unrolled while that compiles fast, else by `many`."""
     if left.shape[0] <= 8:
         pairs = zip(left, right, strict=True)
         return jnp.stack([dense(*pair, window, precision) for pair in pairs])
-    if dense is _dense_to_kernel and not select.alone():
-        return jax.vmap(lambda *pair: dense(*pair, window, precision))(left, right)
-    return lax.map(lambda pair: dense(*pair, window, precision), (left, right))
+    return many(lambda pair: dense(*pair, window, precision), (left, right))
+
+
+def _at_once(function: Callable, pairs):
+    return jax.vmap(function)(pairs)
 
 
 # The three primitives
